@@ -1,0 +1,58 @@
+"""Knowledge distillation on PyTorch Lightning.
+
+Names are imported when they are first used, so that `import kdlightning` loads neither torch nor Lightning.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS: dict[str, tuple[str, ...]] = {}
+
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"{__name__}.{name}":
+                raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _SourceTree:
+    """Finds the two mapped folders in a checkout that is not installed."""
+
+    root = Path(__file__).resolve().parent.parent
+    folders = {f"{__name__}.{folder}": root / folder for folder in ("callbacks", "configs")}
+
+    @classmethod
+    def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        folder = cls.folders.get(name)
+        if folder is None or not (folder / "__init__.py").exists():
+            return None
+        return importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
+if not (Path(__file__).parent / "callbacks").exists():
+    sys.meta_path.append(_SourceTree)  # type: ignore[arg-type]

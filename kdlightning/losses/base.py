@@ -1,0 +1,96 @@
+"""What a loss is: a module whose networks, if any, are built once from shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+def term_name(cls: type) -> str:
+    """The name of a class's term: `FitNet` is `fit_net`, `DKD` is `dkd`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+
+
+class DistillationLoss(nn.Module):
+    """Base of all losses that a configuration can name.
+
+    Subclasses implement `forward(student, teacher, *, batch, progress)` and return a scalar without any outer weight.
+    `batch` is the `Batch` of the step and `progress` the share of optimizer steps done, from 0 to 1.
+    """
+
+    default_weights: ClassVar[dict[str, float]] = {}
+    """Weights of the paper by term name, the task's included; names left out weigh 1."""
+
+    compares_samples: ClassVar[bool] = False
+    """True if the value depends on which samples share a micro-batch."""
+
+    @property
+    def name(self) -> str:
+        """The term's default name: the class's, in snake case."""
+        return term_name(type(self))
+
+    def after_optimizer_step(self, progress: float) -> None:
+        """Called after each optimizer step, for losses with a state of their own."""
+
+
+class ResponseLoss(DistillationLoss):
+    """A loss on what the networks answer. Reads logits, or whole `ModelOutput`s if `reads` is "output"."""
+
+    reads: ClassVar[str] = "logits"
+
+
+class TapLoss(DistillationLoss):
+    """A loss on tensors from inside the networks, given as channels first: `(B, C)`, `(B, C, L)`, `(B, C, H, W)`."""
+
+    joint: ClassVar[bool] = False
+    """False: called once a pair, summed with the pairs' weights. True: called once, with lists in the pairs' order."""
+
+    spatial: ClassVar[str] = "pool_larger"
+    """What to do when the spatial sizes of a pair differ: "pool_larger" before the loss, or "any" (the loss does it)."""
+
+    def adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        """The adapter that the method prescribes for this pair of shapes (with batch dimension).
+
+        Returns:
+            None if the method needs none. The default prescribes an identity for equal widths and else a 1×1
+            convolution (or a linear layer for vectors) from the student's width to the teacher's.
+        """
+        return channel_adapter(student, teacher)
+
+    def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
+        """Makes the networks that the loss owns, once, from the shapes of all pairs (after their adapters)."""
+
+
+class FeatureLoss(TapLoss):
+    """Knowledge of single samples: hidden maps and vectors."""
+
+
+class RelationLoss(TapLoss):
+    """Knowledge of relations between samples or layers."""
+
+    compares_samples: ClassVar[bool] = True
+
+    def adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
+        """Relations compare samples inside each network, so widths need not agree: no adapter."""
+        return None
+
+
+def channel_adapter(student: Shape, teacher: Shape) -> nn.Module | None:
+    """None for equal widths, else a linear map of the channels: 1×1 convolution, or a linear layer for vectors."""
+    if student[1] == teacher[1]:
+        return None
+    kind: Any = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}[len(student)]
+    return kind(student[1], teacher[1]) if len(student) == 2 else kind(student[1], teacher[1], kernel_size=1)
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    """Raises ValueError unless both are logits of one shape `(B, C)`."""
+    if student.ndim != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher logits must have one shape (batch, classes): {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
