@@ -38,15 +38,16 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+_ROOT = Path(__file__).resolve().parent.parent
+_MAPPED = {f"{__name__}.{folder}": _ROOT / folder for folder in ("callbacks", "configs")}
+
+
 class _SourceTree:
     """Finds the two mapped folders in a checkout that is not installed."""
 
-    root = Path(__file__).resolve().parent.parent
-    folders = {f"{__name__}.{folder}": root / folder for folder in ("callbacks", "configs")}
-
     @classmethod
     def find_spec(cls, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        folder = cls.folders.get(name)
+        folder = _MAPPED.get(name)
         if folder is None or not (folder / "__init__.py").exists():
             return None
         return importlib.util.spec_from_file_location(
