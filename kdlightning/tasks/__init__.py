@@ -1,0 +1,9 @@
+"""Tasks: what a loader's batch and a network's output mean."""
+
+from kdlightning.tasks.base import Task
+from kdlightning.tasks.causal_lm import CausalLM
+from kdlightning.tasks.classification import Classification
+from kdlightning.tasks.multi_label import MultiLabel
+from kdlightning.tasks.regression import Regression
+
+__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Task"]

@@ -1,0 +1,97 @@
+"""Models by name from timm and transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdlightning.errors import ConfigurationError, nearest
+from kdlightning.models.weights import load_weights
+
+
+def timm_model(
+    name: str,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    key_map: dict[str, str] | None = None,
+    options: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A timm model.
+
+    Args:
+        name: a name of `timm.list_models()`, or `local-dir:FOLDER` as `kdlightning export --format timm` writes it.
+        num_classes: number of classes; None keeps the model's own.
+        in_chans: channels of the input.
+        pretrained: load timm's weights (from a hub, or from the folder).
+        checkpoint: a local file of weights instead.
+        key_map: prefixes of key names in that file, old to new.
+        options: further options of `timm.create_model`, for example `{img_size: 32}`.
+    """
+    import timm
+
+    base = name.split(".")[0]
+    if ":" not in name and not timm.is_model(base):
+        raise ConfigurationError(f"timm has no model {name!r}{nearest(base, timm.list_models())}")
+    given = {} if num_classes is None else {"num_classes": num_classes}
+    model = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **given, **(options or {}))
+    return model if checkpoint is None else load_weights(model, checkpoint, key_map)
+
+
+def transformers_model(
+    name: str | None = None,
+    architecture: str = "AutoModelForSequenceClassification",
+    model_type: str | None = None,
+    config: dict[str, Any] | None = None,
+    checkpoint: str | None = None,
+    key_map: dict[str, str] | None = None,
+    peft: dict[str, Any] | None = None,
+) -> nn.Module:
+    """A transformers model, from a name or folder, or built from a configuration with random weights.
+
+    Args:
+        name: a hub name or a local folder; its weights are loaded.
+        architecture: the Auto class or model class, for example `AutoModelForCausalLM`.
+        model_type: with `config` instead of `name`: the configuration's type, for example `bert`.
+        config: options of the configuration, for example `{hidden_size: 128}`; they override those of `name`.
+        checkpoint: a local file of weights.
+        key_map: prefixes of key names in that file, old to new.
+        peft: options of `peft.LoraConfig`; only the adapters are trained then.
+    """
+    import transformers
+
+    factory = getattr(transformers, architecture, None)
+    if factory is None:
+        known = [entry for entry in dir(transformers) if entry.startswith("AutoModel")]
+        raise ConfigurationError(f"transformers has no {architecture!r}{nearest(architecture, known)}")
+    if (name is None) == (model_type is None):
+        raise ConfigurationError("transformers_model: give either name or model_type (with config)")
+    if name is not None:
+        if ("/" in name or name.startswith(".")) and name.count("/") != 1 and not Path(name).is_dir():
+            raise ConfigurationError(f"transformers_model: no folder {name}")
+        model = factory.from_pretrained(name, **(config or {}))
+    else:
+        if model_type not in transformers.CONFIG_MAPPING:
+            raise ConfigurationError(
+                f"transformers has no model_type {model_type!r}{nearest(str(model_type), transformers.CONFIG_MAPPING)}"
+            )
+        settings = transformers.AutoConfig.for_model(model_type, **(config or {}))
+        model = factory.from_config(settings) if architecture.startswith("Auto") else factory(settings)
+    # from_pretrained answers in evaluation mode; Lightning trains modules in the mode they are given.
+    model.train()
+    if checkpoint is not None:
+        load_weights(model, checkpoint, key_map)
+    return model if peft is None else _with_lora(model, peft)
+
+
+def _with_lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
+    from kdlightning.errors import MissingExtraError
+
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "peft", "transformers_model(peft=…)") from error
+    return get_peft_model(model, LoraConfig(**options))

@@ -1,0 +1,88 @@
+"""Where the channels of a tensor are, and the one form in which losses get it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdlightning.taps.names import Layout, TapError, TapInfo
+
+_CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.ConvTranspose1d)
+
+
+def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | None, source: str | None) -> TapInfo:
+    """What can be told of a tapped tensor from its shape, its module and its model."""
+    shape = tuple(tensor.shape)
+    kind = type(module).__name__ if module is not None else str(source)
+    if source == "attentions" or len(shape) not in (3, 4):
+        return TapInfo(name, shape, "channels_first", kind=kind)
+    if len(shape) == 4:
+        last = source is None and getattr(model, "output_fmt", None) == "NHWC"
+        return TapInfo(name, shape, "channels_last" if last else "channels_first", kind=kind)
+    if module is not None and any(isinstance(part, _CHANNELS_FIRST) for part in module.modules()):
+        return TapInfo(name, shape, "channels_first", kind=kind)
+    if not _has_tokens(model, shape[2]):
+        return TapInfo(name, shape, None, kind=kind)
+    prefix = prefix_tokens(model)
+    return TapInfo(name, shape, "channels_last", prefix, _grid(model, shape[1] - prefix), kind)
+
+
+def _has_tokens(model: nn.Module, width: int) -> bool:
+    config = getattr(model, "config", None)
+    if config is not None and getattr(config, "hidden_size", None) is not None:
+        return width == config.hidden_size
+    return hasattr(model, "num_prefix_tokens") and width == getattr(model, "embed_dim", width)
+
+
+def prefix_tokens(model: nn.Module) -> int:
+    """Class, distillation and register tokens in front of a vision transformer's patches."""
+    if hasattr(model, "num_prefix_tokens"):
+        return int(model.num_prefix_tokens)  # type: ignore[arg-type]
+    if not hasattr(getattr(model, "config", None), "patch_size"):
+        return 0
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
+    registers = int(getattr(model.config, "num_register_tokens", 0) or 0)  # type: ignore[union-attr]
+    return len(names & {"cls_token", "distillation_token"}) + registers
+
+
+def _grid(model: nn.Module, patches: int) -> tuple[int, int] | None:
+    embedding: Any = getattr(model, "patch_embed", None)
+    grid = getattr(embedding, "grid_size", None)
+    if grid is not None and grid[0] * grid[1] == patches:
+        return int(grid[0]), int(grid[1])
+    is_image = embedding is not None or hasattr(getattr(model, "config", None), "patch_size")
+    side = math.isqrt(max(patches, 0))
+    return (side, side) if is_image and side * side == patches else None
+
+
+def channels_first(tensor: Tensor, info: TapInfo, layout: Layout | None = None) -> Tensor:
+    """The tensor as `(B, C)`, `(B, C, L)` or `(B, C, H, W)`, without class tokens, patches folded to their grid.
+
+    Args:
+        tensor: the tapped tensor.
+        info: what the probe learned of the tap.
+        layout: what the user says of it; beats what was learned.
+    """
+    layout = layout or info.layout
+    if layout is None:
+        raise TapError(
+            f"tap {info.name!r} has shape {info.shape} and its layout cannot be told: say layout: channels_first or "
+            "channels_last in its pair"
+        )
+    if layout == "channels_first" or tensor.ndim == 2:
+        return tensor
+    if tensor.ndim == 4:
+        return tensor.permute(0, 3, 1, 2)
+    tensor = tensor[:, info.prefix_tokens :].transpose(1, 2)
+    if info.grid is not None and tensor.shape[2] == info.grid[0] * info.grid[1]:
+        return tensor.unflatten(2, info.grid)
+    return tensor
+
+
+def canonical_shape(info: TapInfo, layout: Layout | None = None) -> tuple[int, ...]:
+    """The shape of `channels_first` of a tap, from its probe alone."""
+    import torch
+
+    return tuple(channels_first(torch.empty(info.shape, device="meta"), info, layout).shape)

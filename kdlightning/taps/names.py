@@ -1,0 +1,121 @@
+"""Names of tensors inside a model: what a user writes and which module or native source it means."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from kdlightning.errors import ConfigurationError, nearest
+
+Layout = Literal["channels_first", "channels_last"]
+
+_NATIVE = re.compile(r"^(intermediates|hidden_states|attentions)\.(-?\d+)$|^(pre_logits|logits)$")
+
+
+class TapError(ConfigurationError):
+    """A tap that does not exist, did not fire, fired twice or cannot be read here."""
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One tensor inside a model.
+
+    Attributes:
+        text: what the user wrote, for example `layer3.1.act2:input` or `hidden_states.4`.
+        module: dotted path of the hooked module, or None for a native tap.
+        side: whether the module's output or its first input is read.
+        source: native source: "intermediates", "hidden_states", "attentions", "logits"; None for a module tap.
+        index: number within the native source.
+    """
+
+    text: str
+    module: str | None
+    side: Literal["input", "output"] = "output"
+    source: str | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class TapInfo:
+    """What a probe learned of a tap.
+
+    Attributes:
+        name: the tap as the user wrote it.
+        shape: shape for two samples.
+        layout: where the channels are; None if it cannot be told (3-D tensors of unknown models).
+        prefix_tokens: class and register tokens at the front of a token tensor.
+        grid: height and width of the patches of a token tensor, if it shows an image.
+        kind: class of the module that was read, or the native source.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    layout: Layout | None = "channels_first"
+    prefix_tokens: int = 0
+    grid: tuple[int, int] | None = None
+    kind: str = ""
+
+
+def resolve(model: nn.Module, text: str) -> Tap:
+    """The tap that `text` names in `model`.
+
+    Raises:
+        TapError: no such module or native source; the sentence lists the nearest names.
+    """
+    path, _, side = text.partition(":")
+    if side not in ("", "input", "output"):
+        raise TapError(f"tap {text!r}: after the colon write input or output, not {side!r}")
+    modules = dict(model.named_modules())
+    if path in modules and path:
+        return Tap(text, path, "input" if side == "input" else "output")
+    native = _NATIVE.match(path)
+    if native is None:
+        raise TapError(f"{type(model).__name__} has no module {path!r}{nearest(path, [*modules, *native_names(model)])}")
+    if native[3] == "logits":
+        return Tap(text, None, source="logits")
+    if native[3] == "pre_logits":
+        return Tap(text, classifier_path(model), "input")
+    if native[1] not in {name.split(".")[0] for name in native_names(model)}:
+        wanted = "a timm model with forward_intermediates" if native[1] == "intermediates" else "a transformers model"
+        raise TapError(f"tap {text!r} needs {wanted}, and {type(model).__name__} is none: name a module path instead")
+    return Tap(text, None, source=native[1], index=int(native[2]))
+
+
+def native_names(model: nn.Module) -> list[str]:
+    """The native taps that a model offers, without its modules."""
+    names = ["logits"]
+    if classifier_name(model) is not None:
+        names.append("pre_logits")
+    if hasattr(model, "forward_intermediates"):
+        count = len(getattr(model, "feature_info", None) or getattr(model, "blocks", ()) or ())
+        names += [f"intermediates.{i}" for i in range(count or 1)]
+    layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    if layers is not None:
+        names += [f"hidden_states.{i}" for i in range(layers + 1)] + [f"attentions.{i}" for i in range(layers)]
+    return names
+
+
+def classifier_name(model: nn.Module) -> str | None:
+    """Path of the last linear layer of a classifier, or None if it cannot be told."""
+    modules = {module: name for name, module in model.named_modules()}
+    if hasattr(model, "get_classifier"):
+        head = model.get_classifier()
+        if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
+            return modules.get(head)
+    for name in ("classifier", "fc", "head", "score", "lm_head"):
+        if isinstance(getattr(model, name, None), nn.Linear):
+            return name
+    return None
+
+
+def classifier_path(model: nn.Module) -> str:
+    """Like `classifier_name`, but refuses a model without one."""
+    name = classifier_name(model)
+    if name is None:
+        raise TapError(
+            f"tap 'pre_logits': {type(model).__name__} has no known classifier layer; write its path, for example fc:input"
+        )
+    return name

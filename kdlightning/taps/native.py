@@ -1,0 +1,135 @@
+"""Features that timm and transformers models give by themselves, without hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlightning.models.output import Head, ModelOutput
+from kdlightning.taps.names import Tap, TapError
+
+
+def call(model: nn.Module, inputs: Any, **options: Any) -> Any:
+    """Calls a model with a tensor, a tuple (positional) or a mapping (by keyword)."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs, **options)
+    if isinstance(inputs, (tuple, list)):
+        return model(*inputs, **options)
+    return model(inputs, **options)
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """The logits in what a model returned: the tensor itself, `.logits`, or the first of a tuple; else None."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if isinstance(output, (tuple, list)):
+        return output[0] if output and isinstance(output[0], Tensor) else None
+    return getattr(output, "logits", None)
+
+
+class PlainSource:
+    """The model as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, inputs: Any, *, logits: bool) -> ModelOutput:
+        output = call(self.model, inputs)
+        return ModelOutput(logits_of(output), hidden=getattr(output, "last_hidden_state", None))
+
+
+class TimmSource(PlainSource):
+    """`intermediates.N` of timm's `forward_intermediates`; stops after the deepest one if no logits are wanted."""
+
+    def __init__(self, model: nn.Module, taps: list[Tap], *, hooked: bool) -> None:
+        super().__init__(model)
+        self.taps = sorted(taps, key=lambda tap: tap.index)
+        self.hooked = hooked
+        count = len(getattr(model, "feature_info", None) or getattr(model, "blocks", ()) or ())
+        for tap in taps:
+            if count and not -count <= tap.index < count:
+                raise TapError(f"tap {tap.text!r}: {type(model).__name__} has intermediates.0 to intermediates.{count - 1}")
+        self.depths = {tap.text: tap.index % count if count else tap.index for tap in taps}
+
+    def __call__(self, inputs: Any, *, logits: bool) -> ModelOutput:
+        model: Any = self.model
+        depths = sorted(set(self.depths.values()))
+        stop = not logits and not self.hooked
+        result = model.forward_intermediates(inputs, indices=depths, stop_early=stop, intermediates_only=stop)
+        final, features = (None, result) if stop else result
+        taps = {name: features[depths.index(depth)] for name, depth in self.depths.items()}
+        return ModelOutput(None if final is None else model.forward_head(final), taps=taps)
+
+
+class TransformersSource(PlainSource):
+    """`hidden_states.N` (0 is the embedding) and `attentions.N` (after softmax) of a transformers model.
+
+    With `language=True` the model's trunk is run and its head kept apart, so that nobody pays for full logits unless
+    they are asked for.
+    """
+
+    def __init__(self, model: nn.Module, taps: list[Tap], *, language: bool = False) -> None:
+        super().__init__(model)
+        self.taps = taps
+        self.language = language
+        self.options = {f"output_{kind}": True for kind in {str(tap.source) for tap in taps}}
+        if "output_attentions" in self.options:
+            # Fused attention has no probabilities to give; it would answer with an empty tuple.
+            model.set_attn_implementation("eager")  # type: ignore[operator]
+        if language:
+            self.options["use_cache"] = False
+
+    def __call__(self, inputs: Any, *, logits: bool) -> ModelOutput:
+        if self.language:
+            output = call(trunk_of(self.model), inputs, **self.options)
+            result = ModelOutput(hidden=output.last_hidden_state, head=head_of(self.model))
+        else:
+            output = call(self.model, inputs, **self.options)
+            result = ModelOutput(logits_of(output), hidden=getattr(output, "last_hidden_state", None))
+        for tap in self.taps:
+            result.taps[tap.text] = self._read(output, tap)
+        return result
+
+    def _read(self, output: Any, tap: Tap) -> Tensor:
+        found = getattr(output, str(tap.source), None)
+        if not found:
+            raise TapError(f"tap {tap.text!r}: {type(self.model).__name__} returned no {tap.source}; name a module path")
+        if not -len(found) <= tap.index < len(found):
+            raise TapError(f"tap {tap.text!r}: {type(self.model).__name__} has {tap.source}.0 to {tap.source}.{len(found) - 1}")
+        return found[tap.index]
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The decoder of a causal language model, without its head."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    if decoder is not None and decoder is not model:
+        return decoder
+    return model.base_model  # type: ignore[return-value]
+
+
+def head_of(model: nn.Module) -> Head | None:
+    """The head of a transformers language model with its soft cap and scale, or None if it has no plain linear one."""
+    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    weight = getattr(layer, "weight", None)
+    if weight is None:
+        return None
+    config: Any = getattr(model, "config", None)
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return Head(weight, getattr(layer, "bias", None), None if cap is None else float(cap), scale / divisor)
+
+
+@torch.no_grad()
+def head_agrees(model: nn.Module, inputs: Any) -> bool:
+    """Whether trunk and head taken apart give the model's own logits on a sample (in the mode the model is in)."""
+    if head_of(model) is None or not hasattr(model, "base_model"):
+        return False
+    whole = logits_of(call(model, inputs))
+    parts = TransformersSource(model, [], language=True)(inputs, logits=True).logits
+    return whole is not None and whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,84 @@
+"""One class a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import KLDivergence, Metric
+from torchmetrics.classification import MulticlassAccuracy
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.models.output import ModelOutput
+from kdlightning.tasks.base import Task
+
+
+class Classification(Task):
+    """Single-label classification with cross-entropy; batches `(x, y)` or mappings with `labels`.
+
+    Targets are `(B,)` class numbers, or `(B, C)` soft targets (mixup). Metrics: `acc`, and against a teacher
+    `agreement` (share of equal predictions) and `kl` (mean KL(teacher‖student) at temperature 1).
+
+    Args:
+        num_classes: number of classes.
+        label_smoothing: smoothing of the hard-label loss, 0 to 1.
+    """
+
+    monitor: ClassVar[str] = "val/acc"
+    monitor_mode: ClassVar[str] = "max"
+
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+        if num_classes < 2:
+            raise ConfigurationError(f"Classification: num_classes must be at least 2, not {num_classes}")
+        self.num_classes: int = num_classes
+        self.label_smoothing = label_smoothing
+
+    def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Mean cross-entropy."""
+        logits = output.logits
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ConfigurationError(
+                f"the model gives logits of shape {tuple(logits.shape)} and the task has num_classes={self.num_classes}: "
+                "make the two agree"
+            )
+        return functional.cross_entropy(logits.float(), self.with_target(batch), label_smoothing=self.label_smoothing)
+
+    def metrics(self) -> dict[str, Metric]:
+        """`acc`: share of right predictions."""
+        return {"acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)}
+
+    def update(self, metrics: Mapping[str, Metric], output: ModelOutput, batch: Batch) -> None:
+        """Adds a batch to `acc`."""
+        metrics["acc"].update(output.logits.argmax(dim=1), self._classes(batch))
+
+    def comparison(self) -> dict[str, Metric]:
+        """`agreement` and `kl`."""
+        return {
+            "agreement": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
+            "kl": KLDivergence(log_prob=True),
+        }
+
+    def compare(
+        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> None:
+        """Adds a batch to `agreement` and `kl`."""
+        metrics["agreement"].update(student.logits.argmax(dim=1), teacher.logits.argmax(dim=1))
+        log_probabilities = [output.logits.float().log_softmax(dim=1) for output in (teacher, student)]
+        metrics["kl"].update(*log_probabilities)
+
+    def predict(self, output: ModelOutput, batch: Batch) -> list[dict[str, Any]]:
+        """The most probable class and its probability."""
+        probability, prediction = output.logits.float().softmax(dim=1).max(dim=1)
+        target = [None] * len(prediction) if batch.target is None else self._classes(batch).tolist()
+        return [
+            {"prediction": p, "probability": q, "target": t}
+            for p, q, t in zip(prediction.tolist(), probability.tolist(), target, strict=True)
+        ]
+
+    def _classes(self, batch: Batch) -> Tensor:
+        target = self.with_target(batch)
+        return target.argmax(dim=1) if torch.is_floating_point(target) else target

@@ -1,0 +1,76 @@
+"""Numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.nn import functional
+from torchmetrics import MeanMetric, MeanSquaredError, Metric
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.models.output import ModelOutput
+from kdlightning.tasks.base import Task
+
+
+class Regression(Task):
+    """Regression with mean squared error; outputs `(B, num_outputs)` or `(B,)`, targets of the same number of values.
+
+    Metrics: `rmse`, and against a teacher `mse_to_teacher` (mean squared difference of the predictions).
+
+    Args:
+        num_outputs: numbers predicted for a sample.
+    """
+
+    monitor: ClassVar[str] = "val/rmse"
+    monitor_mode: ClassVar[str] = "min"
+
+    def __init__(self, num_outputs: int = 1) -> None:
+        self.num_outputs = num_outputs
+
+    def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """Mean squared error over samples and outputs."""
+        return functional.mse_loss(*self._pair(output.logits, self.with_target(batch)))
+
+    def metrics(self) -> dict[str, Metric]:
+        """`rmse`."""
+        return {"rmse": MeanSquaredError(squared=False)}
+
+    def update(self, metrics: Mapping[str, Metric], output: ModelOutput, batch: Batch) -> None:
+        """Adds a batch to `rmse`."""
+        metrics["rmse"].update(*self._pair(output.logits, self.with_target(batch)))
+
+    def comparison(self) -> dict[str, Metric]:
+        """`mse_to_teacher`: mean squared difference from the teacher's predictions."""
+        return {"mse_to_teacher": MeanMetric()}
+
+    def compare(
+        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
+    ) -> None:
+        """Adds a batch to `mse_to_teacher`."""
+        ours, theirs = self._pair(student.logits, teacher.logits)
+        metrics["mse_to_teacher"].update((ours - theirs).square())
+
+    def predict(self, output: ModelOutput, batch: Batch) -> list[dict[str, Any]]:
+        """The predicted numbers; probability is None."""
+        values = output.logits.float().reshape(-1, self.num_outputs).tolist()
+        targets = [None] * len(values) if batch.target is None else batch.target.reshape(len(values), -1).tolist()
+        return [
+            {"prediction": _single(v), "probability": None, "target": _single(t)}
+            for v, t in zip(values, targets, strict=True)
+        ]
+
+    def _pair(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if prediction.numel() != target.numel() or prediction.numel() != len(prediction) * self.num_outputs:
+            raise ConfigurationError(
+                f"the model gives {tuple(prediction.shape)}, the targets are {tuple(target.shape)} and the task has "
+                f"num_outputs={self.num_outputs}: make them agree"
+            )
+        shape = (len(prediction), self.num_outputs)
+        return prediction.float().reshape(shape), target.float().reshape(shape)
+
+
+def _single(values: list[float] | None) -> Any:
+    return values[0] if values is not None and len(values) == 1 else values

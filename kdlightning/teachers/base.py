@@ -1,0 +1,127 @@
+"""Whoever supplies targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from kdlightning.data.batch import Batch
+from kdlightning.losses.base import term_name
+from kdlightning.models.output import ModelOutput
+from kdlightning.taps import TapInfo, TapReader
+
+if TYPE_CHECKING:
+    from kdlightning.tasks import Task
+
+
+class Teacher(nn.Module):
+    """Base of all teachers: `teacher(batch, student_output) -> ModelOutput`.
+
+    Attributes:
+        provides: what its answers hold: "logits", "taps", "head".
+        constant: True if its answer to a sample never changes during training.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"logits"})
+    constant: ClassVar[bool] = False
+
+    def prepare(self, taps: Iterable[str], *, language: bool, logits: bool) -> None:
+        """Told once, at setup, what will be read of its answers.
+
+        Args:
+            taps: names of taps.
+            language: hidden states and head are wanted rather than full logits.
+            logits: whether any term reads logits (or hidden states) at all.
+        """
+
+    def probe(self, batch: Batch) -> dict[str, TapInfo]:
+        """Shapes of the taps that `prepare` was told of, from two samples."""
+        return {}
+
+    def forward(self, batch: Batch, student_output: ModelOutput | None, *, logits: bool = True) -> ModelOutput:
+        """The answer to a batch. `logits=True` asks for logits even if `prepare` said that no term reads them."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch, student_output)")
+
+    def close(self) -> None:
+        """Undoes `prepare`: removes hooks."""
+
+
+class NetworkTeacher(Teacher):
+    """A teacher that is a network; subclasses say which one."""
+
+    provides: ClassVar[frozenset[str]] = frozenset({"logits", "taps", "head"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reader: TapReader | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that answers."""
+        raise NotImplementedError(f"{type(self).__name__} must define network")
+
+    def prepare(self, taps: Iterable[str], *, language: bool, logits: bool) -> None:
+        """Installs the taps."""
+        self.close()
+        self._reader = TapReader(self.network, taps, language=language)
+
+    @property
+    def reader(self) -> TapReader:
+        """Runs the network with the taps of `prepare`, or without any before it."""
+        if self._reader is None:
+            self._reader = TapReader(self.network)
+        return self._reader
+
+    def close(self) -> None:
+        """Removes the taps."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def probe(self, batch: Batch) -> dict[str, TapInfo]:
+        """Shapes of the taps."""
+        return self.reader.probe(teacher_inputs(batch))
+
+
+class SelfTeacher(Teacher):
+    """A teacher made of the student itself; it brings its own term, named after the class in snake case."""
+
+    default_weights: ClassVar[dict[str, float]] = {}
+
+    @property
+    def name(self) -> str:
+        """Name of the term."""
+        return term_name(type(self))
+
+    def bind(self, student: nn.Module, task: Task) -> None:
+        """Called once when the module is made: copies or exits of the student are built here."""
+
+    def loss(self, student: ModelOutput, teacher: ModelOutput, batch: Batch, progress: float, epoch: float) -> Tensor:
+        """The term, without its weight."""
+        raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch, progress, epoch)")
+
+    def start(self, samples: int, device: Any) -> None:
+        """Called when training starts, with the number of training samples (0 if unknown)."""
+
+    def after_optimizer_step(self, student: nn.Module, step: int) -> None:
+        """Called after every optimizer step; `step` counts from 1."""
+
+    def end_epoch(self) -> None:
+        """Called at the end of every training epoch."""
+
+
+def teacher_inputs(batch: Batch) -> Any:
+    """The teacher's own inputs, or the student's."""
+    return batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+
+
+def as_teacher(teacher: Teacher | nn.Module | None) -> Teacher | None:
+    """A bare network becomes a `FrozenTeacher`."""
+    from kdlightning.teachers.frozen import FrozenTeacher
+
+    return teacher if teacher is None or isinstance(teacher, Teacher) else FrozenTeacher(teacher)
+
+
+__all__: Sequence[str] = ["NetworkTeacher", "SelfTeacher", "Teacher", "as_teacher", "teacher_inputs"]

@@ -1,0 +1,122 @@
+"""A trained network that is never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.models.output import ModelOutput
+from kdlightning.models.weights import load_weights
+from kdlightning.teachers.base import NetworkTeacher, teacher_inputs
+
+Self = TypeVar("Self", bound="FrozenTeacher")
+
+
+class FrozenTeacher(NetworkTeacher):
+    """A trained, frozen network: always in evaluation mode, without gradient, bit for bit what it was.
+
+    The network is an attribute and not a registered sub-module, so that checkpoints, optimizers, averages, DDP and
+    summaries never see it; `.to()` and its kin move it all the same. Every rank must load the same weights: nothing
+    broadcasts them.
+
+    Args:
+        model: the network.
+        checkpoint: a local file of weights for it (state dict, Lightning checkpoint or safetensors).
+        key_map: prefixes of key names in that file, old to new.
+        label_map: for each class of the student, the number of the teacher's class.
+        student_normalization: `(mean, std)` with which the loader normalised the images, per channel.
+        teacher_normalization: `(mean, std)` that the teacher was trained with; images are converted between the two.
+        batch_stats: normalise with batch statistics, as some feature methods want, without changing the running ones.
+    """
+
+    constant: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        checkpoint: str | None = None,
+        key_map: dict[str, str] | None = None,
+        label_map: Sequence[int] | None = None,
+        student_normalization: tuple[list[float], list[float]] | None = None,
+        teacher_normalization: tuple[list[float], list[float]] | None = None,
+        batch_stats: bool = False,
+    ) -> None:
+        super().__init__()
+        if (student_normalization is None) != (teacher_normalization is None):
+            raise ConfigurationError("FrozenTeacher: give student_normalization and teacher_normalization together")
+        if checkpoint is not None:
+            load_weights(model, checkpoint, key_map)
+        self.__dict__["model"] = model.requires_grad_(False).eval()
+        self.label_map = None if label_map is None else list(label_map)
+        self.batch_stats = batch_stats
+        self._normalization = (
+            None if student_normalization is None else _conversion(student_normalization, teacher_normalization)
+        )
+
+    @property
+    def network(self) -> nn.Module:
+        """The frozen network."""
+        return self.__dict__["model"]
+
+    def train(self: Self, mode: bool = True) -> Self:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def _apply(self: Self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self.network._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def __deepcopy__(self: Self, memo: Any) -> Self:
+        return self
+
+    @torch.no_grad()
+    def forward(self, batch: Batch, student_output: ModelOutput | None, *, logits: bool = True) -> ModelOutput:
+        """The network's answer to the batch."""
+        if self.network.training:
+            # Somebody who holds the network may have switched it.
+            self.network.eval()
+        inputs = self._convert(teacher_inputs(batch))
+        if not self.batch_stats:
+            output = self.reader(inputs, logits=logits)
+        else:
+            with _batch_statistics(self.network):
+                output = self.reader(inputs, logits=logits)
+        if self.label_map is None or not output.has_logits:
+            return output
+        return ModelOutput(output.logits[..., self.label_map], taps=output.taps)
+
+    def _convert(self, inputs: Any) -> Any:
+        if self._normalization is None:
+            return inputs
+        if isinstance(inputs, Mapping):
+            name = "pixel_values"
+            if name not in inputs:
+                raise ConfigurationError("FrozenTeacher: normalisation needs image tensors or pixel_values")
+            return {**inputs, name: self._convert(inputs[name])}
+        scale, shift = (part.to(inputs) for part in self._normalization)
+        return inputs * scale + shift
+
+
+def _conversion(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    (mean_s, std_s), (mean_t, std_t) = (torch.tensor(pair, dtype=torch.float64) for pair in (student, teacher))
+    return (std_s / std_t).view(1, -1, 1, 1), ((mean_s - mean_t) / std_t).view(1, -1, 1, 1)
+
+
+@contextmanager
+def _batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch norms use batch statistics inside, and their running ones are what they were afterwards."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    tracked = [(norm, norm.track_running_stats, norm.running_mean, norm.running_var) for norm in norms]
+    for norm in norms:
+        norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    try:
+        yield
+    finally:
+        for norm, track, mean, variance in tracked:
+            norm.track_running_stats, norm.running_mean, norm.running_var = track, mean, variance
