@@ -51,7 +51,7 @@ class TapLoss(DistillationLoss):
     """False: called once a pair, summed with the pairs' weights. True: called once, with lists in the pairs' order."""
 
     spatial: ClassVar[str] = "pool_larger"
-    """What to do when the spatial sizes of a pair differ: "pool_larger" before the loss, or "any" (the loss does it)."""
+    """What to do when a pair's spatial sizes differ: "pool_larger" before the loss, or "any" (the loss does it)."""
 
     def adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
         """The adapter that the method prescribes for this pair of shapes (with batch dimension).
@@ -92,5 +92,6 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
     """Raises ValueError unless both are logits of one shape `(B, C)`."""
     if student.ndim != 2 or student.shape != teacher.shape:
         raise ValueError(
-            f"student and teacher logits must have one shape (batch, classes): {tuple(student.shape)} and {tuple(teacher.shape)}"
+            "student and teacher logits must have one shape (batch, classes): "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )

@@ -1,0 +1,136 @@
+"""Losses on intermediate features of single samples: hints and attention maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlightning.losses.base import FeatureLoss, Shape
+from kdlightning.losses.numerics import check_positive, full_precision
+from kdlightning.losses.regressor import regressor
+from kdlightning.losses.spatial import Layout, channels_first, pool_larger
+
+
+@full_precision
+def fitnet_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Hint loss: the mean over all elements of (Fˢ − Fᵗ)².
+
+    Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (who write half the squared distance). The student's
+    features are those after the regressor; `FitNet` owns one.
+
+    Args:
+        student: `(B, C)`, `(B, C, L)`, `(B, C, H, W)` or tokens `(B, N, D)`.
+        teacher: the same shape; no gradient flows into it.
+
+    Returns:
+        A scalar; float32 or better.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher features must have one shape: {tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    return F.mse_loss(student, teacher.detach())
+
+
+@full_precision
+def attention_transfer_loss(
+    student: Tensor, teacher: Tensor, *, power: float = 2, layout: Layout = "channels_first"
+) -> Tensor:
+    """Attention transfer of one stage: the mean over samples and positions of (aˢ − aᵗ)².
+
+    a is the map mean_c |F_c|^power, flattened and divided by its L2 norm. Maps of different sizes are brought together
+    by average-pooling the larger; the numbers of channels may differ. Zagoruyko & Komodakis, "Paying More Attention to
+    Attention", ICLR 2017.
+
+    This mean form is the authors' code, RepDistiller's and mdistiller's (weight 1000, summed over the stages). The
+    paper's equation is β/2 · Σ_b ‖aˢ_b − aᵗ_b‖₂, summed; torchdistill's mode "paper" sums over channels and divides the
+    norms by B; KD_Lib sums over channels too.
+
+    Args:
+        student: `(B, C, L)`, `(B, C, H, W)`, or tokens `(B, N, D)` with `layout="channels_last"`.
+        teacher: as many dimensions; no gradient flows into it.
+        power: p > 0; 2 in paper and code.
+        layout: which dimension holds the channels, of both.
+
+    Returns:
+        A scalar; float32 or better. It is 1/(H·W) of the mean squared distance of the unit vectors, so its scale
+        depends on the map's size.
+    """
+    check_positive("power", power)
+    if student.ndim < 3 or student.ndim != teacher.ndim or len(student) != len(teacher):
+        raise ValueError(
+            "attention transfer needs two maps (batch, channels, positions…) of the same samples: "
+            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
+        )
+    if layout == "channels_last" and student.shape[1:-1] != teacher.shape[1:-1]:
+        raise ValueError(
+            f"{student.shape[1]} and {teacher.shape[1]} tokens have no common grid: "
+            "use taps that give maps (batch, channels, height, width)"
+        )
+    student, teacher = channels_first(student, layout), channels_first(teacher, layout)
+    student, teacher = pool_larger(student, teacher.detach())
+    return F.mse_loss(_attention(student, power), _attention(teacher, power))
+
+
+def _attention(maps: Tensor, power: float) -> Tensor:
+    energy = maps.square() if power == 2 else maps.abs().pow(power)
+    return F.normalize(energy.mean(1).flatten(1), dim=1)
+
+
+class FitNet(FeatureLoss):
+    """Hints: mean squared error after a regressor that maps the student's features onto the teacher's.
+
+    The regressor is the adapter that `FeatureKD` builds: a convolution chosen by the sizes, BatchNorm, ReLU (see
+    `regressor`); for vectors a linear layer instead. Where no convolution meets the teacher's size, the larger side is
+    average-pooled. The regressor normalises over the batch, so vector taps need batches of at least two in training.
+
+    Reference code (RepDistiller, mdistiller) uses one stage, weight 100 beside cross-entropy 1, trained jointly; the
+    paper trains the hint first, in a stage of its own.
+    """
+
+    spatial = "any"
+
+    def __init__(self, relu: bool = True) -> None:
+        """
+        Args:
+            relu: end the regressor with a ReLU. Leave it out (`False`) where the teacher's features have negative
+                values: before an activation, or of a transformer.
+        """
+        super().__init__()
+        self.relu = relu
+
+    def adapter(self, student: Shape, teacher: Shape) -> nn.Module:
+        """The regressor for one pair of shapes (with batch dimension)."""
+        return regressor(student, teacher, relu=self.relu)
+
+    def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
+        """The loss of regressed student features and teacher features, a scalar."""
+        return fitnet_loss(*pool_larger(student, teacher))
+
+
+class AttentionTransfer(FeatureLoss):
+    """Attention transfer; see `attention_transfer_loss`. It needs no adapter: attention maps have one channel.
+
+    Reference code sums it over the last three or four stages with weight 1000 beside cross-entropy 1.
+    """
+
+    def __init__(self, power: float = 2) -> None:
+        """
+        Args:
+            power: p in mean_c |F_c|^p.
+        """
+        super().__init__()
+        check_positive("power", power)
+        self.power = power
+
+    def adapter(self, student: Shape, teacher: Shape) -> None:
+        """None: the maps lose their channels before they are compared."""
+
+    def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
+        """The loss of one stage, a scalar."""
+        return attention_transfer_loss(student, teacher, power=self.power)
+
+
+AT = AttentionTransfer

@@ -1,0 +1,185 @@
+"""Losses on the answers of classifiers: knowledge distillation and its decoupled form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlightning.losses.base import ResponseLoss, check_logits
+from kdlightning.losses.numerics import check_positive, full_precision, log_probabilities
+
+
+def standardized(logits: Tensor) -> Tensor:
+    """Logit standardisation (Sun et al., CVPR 2024): (z − mean) / (1e-7 + std) over the classes of each sample.
+
+    Args:
+        logits: `(B, C)` with C ≥ 2. The deviation is the unbiased one, as in the authors' code.
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError("standardize=True needs at least two classes")
+    mean, deviation = logits.mean(-1, keepdim=True), logits.std(-1, keepdim=True)
+    return (logits - mean) / (1e-7 + deviation)
+
+
+@full_precision
+def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, standardize: bool = False) -> Tensor:
+    """Knowledge distillation: T² · (1/B) Σ_i KL(softmax(zᵗ_i/T) ‖ softmax(zˢ_i/T)).
+
+    Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015. With `temperature=1` it is the
+    mimicry term KL(peer ‖ self) of deep mutual learning (Zhang et al., CVPR 2018).
+
+    Well-known code differs: torchdistill's `KDLoss` drops T² when it is given no labels, and its alpha weighs the
+    cross-entropy; KD_Lib takes the squared error of probabilities.
+
+    Args:
+        student: logits `(B, C)`.
+        teacher: logits `(B, C)`; no gradient flows into them.
+        temperature: T > 0; 4 is the CIFAR-100 habit of RepDistiller and mdistiller, 1 their ImageNet one.
+        standardize: standardise both logits first (Sun et al., 2024, who use T = 2 and weights 0.1 and 9).
+
+    Returns:
+        A scalar, the mean over the batch; float32 or better.
+    """
+    check_logits(student, teacher)
+    check_positive("temperature", temperature)
+    teacher = teacher.detach()
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
+    log_p, log_q = log_probabilities(teacher, temperature), log_probabilities(student, temperature)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() * temperature**2
+
+
+@full_precision
+def dkd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    standardize: bool = False,
+) -> Tensor:
+    """Decoupled knowledge distillation: α·TCKD + β·NCKD, each times T² and averaged over the batch.
+
+    With p = softmax(z/T) and y the label, TCKD = KL between the binary distributions (p_y, 1 − p_y), and NCKD = KL
+    between the distributions over the other classes, p_c / (1 − p_y); both KL(teacher ‖ student). KD itself is
+    TCKD + (1 − pᵗ_y)·NCKD. Zhao et al., "Decoupled Knowledge Distillation", CVPR 2022.
+
+    Everything is computed from log-sum-exps, so value and gradient stay finite for any finite logits; the authors'
+    code takes the log of a sum of probabilities and gives inf and NaN once a gap exceeds about 104·T in float32. With
+    two classes NCKD is 0. mmrazor's `DKDLoss` returns the batch sum whatever its `reduction` says.
+
+    Args:
+        student: logits `(B, C)`, C ≥ 2.
+        teacher: logits `(B, C)`; no gradient flows into them.
+        target: hard labels `(B,)`, int64.
+        alpha: weight of TCKD; 1 in the paper.
+        beta: weight of NCKD; 8 in the paper for ResNet32x4 → ResNet8x4, 6 or 2 for other CIFAR pairs, 0.5 (T = 1) for
+            ResNet34 → ResNet18 on ImageNet.
+        temperature: T > 0; 4 on CIFAR-100.
+        standardize: standardise both logits first (Sun et al., CVPR 2024).
+
+    Returns:
+        A scalar, the mean over the batch; float32 or better.
+    """
+    check_logits(student, teacher)
+    check_positive("temperature", temperature)
+    check_hard_labels("DKD", student, target)
+    if student.shape[1] < 2:
+        raise ValueError("DKD needs at least two classes")
+    teacher = teacher.detach()
+    if standardize:
+        student, teacher = standardized(student), standardized(teacher)
+    log_student, rest_student = _target_and_rest(student / temperature, target[:, None])
+    log_teacher, rest_teacher = _target_and_rest(teacher / temperature, target[:, None])
+    target_part = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    rest_part = (rest_teacher.exp() * (rest_teacher - rest_student)).sum(-1)
+    return (alpha * target_part + beta * rest_part).mean() * temperature**2
+
+
+def _target_and_rest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """log (p_y, 1 − p_y) as `(B, 2)`, and log-probabilities among the other classes `(B, C)`, -1e30 at the label."""
+    others = logits.scatter(1, target, float("-inf"))
+    pair = torch.cat([logits.gather(1, target), others.logsumexp(-1, keepdim=True)], -1)
+    return log_probabilities(pair), log_probabilities(others)
+
+
+def check_hard_labels(method: str, logits: Tensor, target: Any) -> None:
+    """Raises ValueError unless the target is one class number for each row of the logits."""
+    if not isinstance(target, Tensor):
+        raise ValueError(f"{method} needs labels, and this batch has none")
+    if target.ndim != 1 or target.is_floating_point():
+        raise ValueError(
+            f"{method} needs hard labels (batch,), not soft targets {tuple(target.shape)}: leave mixup out"
+        )
+    if len(target) != len(logits):
+        raise ValueError(f"{method} got {len(target)} labels for {len(logits)} samples")
+
+
+class KD(ResponseLoss):
+    """Knowledge distillation of a classifier's logits; see `kd_loss`.
+
+    Default weights: task 0.1 and kd 0.9, those of RepDistiller and mdistiller on CIFAR-100 (mdistiller's ImageNet:
+    T = 1 with 0.5 and 0.5; Sun et al.'s standardised logits: T = 2 with 0.1 and 9).
+    """
+
+    default_weights = {"task": 0.1, "kd": 0.9}
+
+    def __init__(self, temperature: float = 4.0, standardize: bool = False) -> None:
+        """
+        Args:
+            temperature: T > 0 of both softmaxes.
+            standardize: standardise both logits over the classes first.
+        """
+        super().__init__()
+        check_positive("temperature", temperature)
+        self.temperature = temperature
+        self.standardize = standardize
+
+    def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
+        """The loss of logits `(B, C)`, a scalar."""
+        return kd_loss(student, teacher, temperature=self.temperature, standardize=self.standardize)
+
+
+class DKD(ResponseLoss):
+    """Decoupled knowledge distillation; see `dkd_loss`. It reads the labels and refuses soft targets.
+
+    Default weights: task 1 and dkd 1. The paper multiplies the term by min(epoch / 20, 1) on CIFAR-100 (1 epoch on
+    ImageNet). That warm-up is a schedule of the term's weight, not an option of the loss:
+    `weights={"dkd": LinearSchedule(0, 1, until=20, unit="epochs")}`.
+    """
+
+    default_weights = {"task": 1.0, "dkd": 1.0}
+
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, standardize: bool = False
+    ) -> None:
+        """
+        Args:
+            alpha: weight of the target-class part.
+            beta: weight of the other classes' part; depends on the pair, see `dkd_loss`.
+            temperature: T > 0 of all softmaxes.
+            standardize: standardise both logits over the classes first.
+        """
+        super().__init__()
+        check_positive("temperature", temperature)
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+        self.standardize = standardize
+
+    def forward(self, student: Tensor, teacher: Tensor, *, batch: Any, progress: float = 0.0) -> Tensor:
+        """The loss of logits `(B, C)` with the labels of `batch.target`, a scalar."""
+        check_hard_labels("DKD", student, batch.target)
+        return dkd_loss(
+            student,
+            teacher,
+            batch.target,
+            alpha=self.alpha,
+            beta=self.beta,
+            temperature=self.temperature,
+            standardize=self.standardize,
+        )
