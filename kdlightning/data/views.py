@@ -1,0 +1,162 @@
+"""Any map-style data set, with sample numbers and with views that can be shown again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, default_collate
+
+from kdlightning.data.batch import LoadedBatch
+from kdlightning.data.seeding import (
+    RANDOM_SOURCES,
+    default_seed,
+    mix,
+    mix_tensors,
+    restored_generators,
+    seed_generators,
+)
+from kdlightning.errors import ConfigurationError
+
+
+@runtime_checkable
+class BatchLoading(Protocol):
+    """A data set that makes a whole batch at once, which is much faster than sample by sample for arrays."""
+
+    def select(self, rows: Tensor) -> Any:
+        """A data set of some of the samples `(N,)`, int64."""
+
+    def load(self, indices: Tensor, seeds: Tensor) -> Any:
+        """The collated batch of `indices` `(B,)`, int64; what is random in sample n comes from `seeds[n]` alone."""
+
+
+@dataclass
+class IndexedItem:
+    """A sample of `IndexedViews`.
+
+    Attributes:
+        data: the wrapped data set's sample under the wanted view.
+        index: its number.
+        view: number of the view.
+        views: the sample under further augmentations.
+    """
+
+    data: Any
+    index: int
+    view: int
+    views: tuple[Any, ...] = ()
+
+
+class IndexedViews(Dataset):
+    """Wraps a map-style data set: each sample comes with its number, and its randomness depends on (view, number).
+
+    Before a sample is read, the global generators are seeded from `mix(seed, view, index)`; afterwards they are put
+    back. The same view of a sample is therefore the same in any epoch, process and number of workers. The view is
+    that of the `ViewIndex` by which the data set is indexed, and 0 for a plain integer.
+
+    A data set whose attribute `random_sources` names the generators that it draws from (of `"torch"`, `"python"`,
+    `"numpy"`) saves the time for the others; without it all three are seeded. A data set that draws from a generator
+    of its own (`numpy.random.default_rng()`) is out of reach.
+
+    Args:
+        dataset: with `__getitem__` and `__len__`.
+        seed: the run's seed by default.
+        views: number of augmentations of each sample in a batch; 1 means just the one.
+        collated: let a data set that can load whole batches do so (`BatchLoading`); for loaders without a
+            collate function of their own.
+
+    Raises:
+        ConfigurationError: for a data set without a length, an empty one, or fewer than one view.
+
+    Example:
+        >>> data = IndexedViews([(torch.zeros(3), 0), (torch.ones(3), 1)])
+        >>> data[1].index, data[1].data[1]
+        (1, 1)
+    """
+
+    def __init__(self, dataset: Any, seed: int | None = None, views: int = 1, *, collated: bool = False) -> None:
+        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+            raise ConfigurationError(
+                f"{type(dataset).__name__} has no length or cannot be indexed: IndexedViews needs a map-style data set"
+            )
+        if len(dataset) == 0:
+            raise ConfigurationError(f"{type(dataset).__name__} is empty: give a data set with at least one sample")
+        if views < 1:
+            raise ConfigurationError(f"views must be at least 1, got {views}")
+        self.dataset = dataset
+        self.seed = default_seed() if seed is None else seed
+        self.views = views
+        # A transform works sample by sample, whatever else the data set can do.
+        self.collated = collated and isinstance(dataset, BatchLoading) and getattr(dataset, "transform", None) is None
+        self.random_sources: tuple[str, ...] = tuple(getattr(dataset, "random_sources", RANDOM_SOURCES))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> IndexedItem:
+        with restored_generators(self.random_sources):
+            return self._item(index)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[IndexedItem] | LoadedBatch:
+        """What a loader asks for: the items of a batch, or the batch itself if the data set can load it whole."""
+        if self.collated:
+            return self._batch(indices)
+        with restored_generators(self.random_sources):
+            return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> IndexedItem:
+        number, view = int(index), int(getattr(index, "view", 0))
+        samples = []
+        for k in range(self.views):
+            seed_generators(mix(self.seed, view, number, k), self.random_sources)
+            samples.append(self.dataset[number])
+        return IndexedItem(samples[0], number, view, tuple(samples[1:]))
+
+    def _batch(self, indices: Sequence[int]) -> LoadedBatch:
+        index = torch.tensor([int(i) for i in indices])
+        view = torch.tensor([int(getattr(i, "view", 0)) for i in indices])
+        batches = [self.dataset.load(index, mix_tensors(self.seed, view, index, k)) for k in range(self.views)]
+        return LoadedBatch(batches[0], index, view, tuple(batches[1:]))
+
+
+class IndexedCollate:
+    """Makes a `LoadedBatch` of items of `IndexedViews`; picklable, so that workers can be spawned.
+
+    Args:
+        inner: collates the samples of the wrapped data set; torch's default by default. The global generators are
+            seeded for each batch while it runs, so that a random collate function (masking, mixing) replays as well.
+        seed: the run's seed by default.
+    """
+
+    def __init__(self, inner: Callable[[list[Any]], Any] | None = None, seed: int | None = None) -> None:
+        self.inner = default_collate if inner is None else inner
+        self.seed = default_seed() if seed is None else seed
+
+    def __call__(self, items: list[IndexedItem] | LoadedBatch) -> LoadedBatch:
+        if isinstance(items, LoadedBatch):
+            return items
+        further = len(items[0].views)
+        if self.inner is default_collate:
+            data = self.inner([item.data for item in items])
+            views = tuple(self.inner([item.views[k] for item in items]) for k in range(further))
+        else:
+            with restored_generators():
+                seed_generators(mix(self.seed, items[0].view, items[0].index, len(items), -1))
+                data = self.inner([item.data for item in items])
+                views = tuple(self.inner([item.views[k] for item in items]) for k in range(further))
+        return LoadedBatch(
+            data, torch.tensor([item.index for item in items]), torch.tensor([item.view for item in items]), views
+        )
+
+
+def indexed_collate(inner: Callable[[list[Any]], Any] | None = None, seed: int | None = None) -> IndexedCollate:
+    """A collate function for a loader over `IndexedViews`.
+
+    Args:
+        inner: collates the samples of the wrapped data set; torch's default by default.
+        seed: for a random `inner`; the run's seed by default.
+    """
+    return IndexedCollate(inner, seed)
