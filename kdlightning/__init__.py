@@ -14,7 +14,42 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_EXPORTS: dict[str, tuple[str, ...]] = {}
+_EXPORTS: dict[str, tuple[str, ...]] = {
+    "kdlightning.modules": (
+        "DistillModule",
+        "DistillStep",
+        "GKD",
+        "OfflineDistillation",
+        "OnPolicyDistillation",
+        "OnlineDistillation",
+        "SelfDistillation",
+        "load_student",
+    ),
+    "kdlightning.tasks": ("CausalLM", "Classification", "MultiLabel", "Regression", "Task"),
+    "kdlightning.teachers": ("FrozenTeacher", "MeanTeacher", "PSKD", "SelfTeacher", "Teacher"),
+    "kdlightning.strategies": ("DML", "OnlineStrategy"),
+    "kdlightning.losses": (
+        "AT",
+        "AttentionTransfer",
+        "DKD",
+        "FeatureLoss",
+        "FitNet",
+        "ForwardKL",
+        "JensenShannon",
+        "KD",
+        "RKD",
+        "RelationLoss",
+        "ResponseLoss",
+        "ReverseKL",
+        "SP",
+    ),
+    "kdlightning.callbacks": ("BestCheckpoint", "FeatureKD", "LatestCheckpoint", "RelationKD"),
+    "kdlightning.data": ("Batch", "Digits", "DistillDataModule", "IndexedViews", "LoadedBatch"),
+    "kdlightning.models": ("ConvNet", "Head", "ModelOutput", "timm_model", "transformers_model"),
+    "kdlightning.schedules": ("CosineSchedule", "LinearSchedule", "Schedule", "SigmoidRampUp"),
+    "kdlightning.generation.sampler": ("StudentSampler",),
+    "kdlightning.errors": ("ConfigurationError", "MissingExtraError", "NonFiniteLossError"),
+}
 
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -102,8 +102,8 @@ class SelfTeacher(Teacher):
         """The term, without its weight."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch, progress, epoch)")
 
-    def start(self, samples: int, device: Any) -> None:
-        """Called when training starts, with the number of training samples (0 if unknown)."""
+    def start(self, samples: int, epochs: int, device: Any) -> None:
+        """Called when training starts, with the number of training samples (0 if unknown) and of epochs."""
 
     def after_optimizer_step(self, student: nn.Module, step: int) -> None:
         """Called after every optimizer step; `step` counts from 1."""

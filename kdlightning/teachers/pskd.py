@@ -45,7 +45,7 @@ class PSKD(SelfTeacher):
         self.register_buffer("previous", torch.zeros(0, 0))
         self.register_buffer("seen", torch.zeros(0, dtype=torch.bool))
         self.register_buffer("written", torch.zeros(0, dtype=torch.bool))
-        self.total_epochs = 1.0
+        self.total_epochs = 1
 
     def bind(self, student: nn.Module, task: Task) -> None:
         """Takes the number of classes from the task."""
@@ -53,8 +53,9 @@ class PSKD(SelfTeacher):
             raise ConfigurationError("PSKD needs a task with one class a sample, such as Classification")
         self.num_classes = task.num_classes
 
-    def start(self, samples: int, device: Any) -> None:
+    def start(self, samples: int, epochs: int, device: Any) -> None:
         """Makes the table, unless a checkpoint brought it."""
+        self.total_epochs = max(epochs, 1)
         if samples == 0:
             raise ConfigurationError("PSKD needs a map-style training set: its length sizes the table of answers")
         if len(self.previous) == 0:

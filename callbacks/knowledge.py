@@ -1,0 +1,157 @@
+"""What the two knowledge callbacks share: they declare a term and say how it is computed from taps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Generic, Literal, TypeVar
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from kdlightning.errors import ConfigurationError, nearest
+from kdlightning.losses.base import Shape, TapLoss, channel_adapter, term_name
+from kdlightning.losses.spatial import pool_larger
+from kdlightning.modules.knowledge import TapPair, TermSpec
+from kdlightning.schedules import Weight
+
+LossType = TypeVar("LossType", bound=TapLoss)
+Pairs = dict[str, str] | list[dict[str, Any]]
+
+
+class KnowledgeCallback(pl.Callback, Generic[LossType]):
+    """Base of `FeatureKD` and `RelationKD`.
+
+    Args:
+        loss: the loss.
+        pairs: student tap to teacher tap, or a list of `{student, teacher, weight, layout}`.
+        adapter: "auto" is what the loss prescribes, "none" leaves tensors as they are, "linear" maps the student's
+            channels to the teacher's by a 1×1 convolution or a linear layer.
+        weight: number or schedule; None leaves it to the module's `weights` (1 by default).
+        name: name of the term; the loss's by default.
+    """
+
+    def __init__(
+        self,
+        loss: LossType,
+        pairs: Pairs,
+        adapter: Literal["auto", "none", "linear"] = "auto",
+        weight: Weight | None = None,
+        name: str | None = None,
+    ) -> None:
+        if not isinstance(loss, nn.Module):
+            raise ConfigurationError(f"{type(self).__name__}: loss must be a loss such as AttentionTransfer(), not {loss!r}")
+        if adapter not in ("auto", "none", "linear"):
+            raise ConfigurationError(f"{type(self).__name__}: adapter must be auto, none or linear, not {adapter!r}")
+        self.loss = loss
+        self.pairs = read_pairs(pairs, type(self).__name__)
+        self.adapter = adapter
+        self.weight = weight
+        self.name = name or term_name(type(loss))
+
+    @property
+    def state_key(self) -> str:
+        """Tells two callbacks of one class apart."""
+        taps = ",".join(f"{pair.student}>{pair.teacher}" for pair in self.pairs)
+        return f"{type(self).__name__}[{self.name}:{type(self.loss).__name__}({taps})]"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Declares the term."""
+        if stage != "fit":
+            return
+        declare = getattr(pl_module, "declare_term", None)
+        if declare is None:
+            raise ConfigurationError(f"{type(self).__name__} needs a DistillModule, not {type(pl_module).__name__}")
+        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner=f"{type(self).__name__}({self.name})"))
+
+    def build(self, student: list[Shape], teacher: list[Shape]) -> nn.Module:
+        """The networks of the term, from the taps' shapes."""
+        import copy
+
+        # One declaration may serve several learners, each with networks of its own.
+        return PairedLoss(copy.deepcopy(self.loss), self.pairs, student, teacher, self.adapter, self.name)
+
+
+class PairedLoss(nn.Module):
+    """Adapters, the spatial rule and the loss of one term."""
+
+    def __init__(
+        self,
+        loss: TapLoss,
+        pairs: Sequence[TapPair],
+        student: list[Shape],
+        teacher: list[Shape],
+        adapter: str,
+        name: str,
+    ) -> None:
+        super().__init__()
+        self.weights = [pair.weight for pair in pairs]
+        self.adapters = nn.ModuleList()
+        adapted = []
+        for pair, ours, theirs in zip(pairs, student, teacher, strict=True):
+            try:
+                made = _adapter(loss, adapter, ours, theirs)
+            except (ValueError, KeyError, IndexError) as error:
+                raise _mismatch(name, pair, ours, theirs, str(error)) from error
+            self.adapters.append(made if made is not None else nn.Identity())
+            adapted.append(self._check(loss, made, ours, theirs, name, pair))
+        self.loss = loss
+        loss.build(adapted, teacher)
+
+    def _check(
+        self, loss: TapLoss, made: nn.Module | None, ours: Shape, theirs: Shape, name: str, pair: TapPair
+    ) -> Shape:
+        """Runs the term once on zeros of the taps' shapes, so that a mismatch is found before training."""
+        if loss.spatial == "pool_larger" and len(ours) != len(theirs) and min(len(ours), len(theirs)) > 2:
+            raise _mismatch(name, pair, ours, theirs, "one is a map and the other a sequence")
+        return ours if made is None else (ours[0], theirs[1], *ours[2:])
+
+    def forward(self, student: list[Tensor], teacher: list[Tensor], *, batch: Any, progress: float) -> Tensor:
+        """The term's value."""
+        ours, theirs = [], []
+        for adapter, mine, other in zip(self.adapters, student, teacher, strict=True):
+            mine = adapter(mine)
+            if self.loss.spatial == "pool_larger":
+                mine, other = pool_larger(mine, other)
+            ours.append(mine)
+            theirs.append(other)
+        if self.loss.joint:
+            return self.loss(ours, theirs, batch=batch, progress=progress)
+        values = [
+            weight * self.loss(mine, other, batch=batch, progress=progress)
+            for weight, mine, other in zip(self.weights, ours, theirs, strict=True)
+        ]
+        return sum(values[1:], values[0])
+
+
+def _adapter(loss: TapLoss, adapter: str, student: Shape, teacher: Shape) -> nn.Module | None:
+    if adapter == "none":
+        return None
+    return loss.adapter(student, teacher) if adapter == "auto" else channel_adapter(student, teacher)
+
+
+def _mismatch(name: str, pair: TapPair, student: Shape, teacher: Shape, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}: student tap {pair.student!r} {student} does not fit teacher tap {pair.teacher!r} {teacher} ({reason}); "
+        "name taps of one kind, or set adapter: linear"
+    )
+
+
+def read_pairs(pairs: Pairs, owner: str) -> list[TapPair]:
+    """Pairs as a user writes them."""
+    if not pairs:
+        raise ConfigurationError(f"{owner}: pairs is empty; write pairs: {{student_tap: teacher_tap}}")
+    if isinstance(pairs, dict):
+        return [TapPair(str(student), str(teacher)) for student, teacher in pairs.items()]
+    known = ("student", "teacher", "weight", "layout")
+    read = []
+    for pair in pairs:
+        if isinstance(pair, TapPair):
+            read.append(pair)
+            continue
+        for key in pair:
+            if key not in known:
+                raise ConfigurationError(f"{owner}: a pair has no {key!r}{nearest(key, known)}")
+        if "student" not in pair or "teacher" not in pair:
+            raise ConfigurationError(f"{owner}: each pair needs student and teacher")
+        read.append(TapPair(**pair))
+    return read

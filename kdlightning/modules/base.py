@@ -1,0 +1,294 @@
+"""The base of all modes: one training step, its loss, its logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from kdlightning.data.batch import Batch
+from kdlightning.data.seeding import mix, seed_generators
+from kdlightning.errors import ConfigurationError
+from kdlightning.losses.base import ResponseLoss
+from kdlightning.models.output import ModelOutput
+from kdlightning.modules.evaluation import EvaluationMixin
+from kdlightning.modules.guards import FiniteGuard
+from kdlightning.modules.hyperparameters import from_command_line, is_plain
+from kdlightning.modules.knowledge import Adapters, KnowledgeTerm, TermSpec
+from kdlightning.modules.optimization import OptimizationMixin
+from kdlightning.modules.preparation import PreparationMixin
+from kdlightning.modules.step import DistillStep
+from kdlightning.schedules import Weight, weight_at
+from kdlightning.taps import TapReader
+from kdlightning.tasks import Task
+from kdlightning.teachers import Teacher
+
+
+class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.LightningModule):
+    """Base of all modes, and the plain supervised run: the student learns from labels alone.
+
+    The loss is Σ weight·term. Terms are the task's (`task`), the mode's, those that callbacks declare and those that
+    `distill_terms` returns. `forward` is the student alone.
+
+    Args:
+        student: the network that is trained and shipped.
+        task: what batches and outputs mean.
+        optimizer: makes the optimizer from parameters; AdamW with learning rate 1e-3 by default.
+        lr_scheduler: makes the scheduler from the optimizer; none by default.
+        lr_interval: whether the scheduler steps every "epoch" or every "step".
+        weights: weights by term name, numbers or schedules, merged over the defaults of the methods.
+    """
+
+    default_weights: Mapping[str, float] = {}
+
+    def __init__(
+        self,
+        student: nn.Module,
+        *,
+        task: Task,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: str = "epoch",
+        weights: dict[str, Weight] | None = None,
+    ) -> None:
+        super().__init__()
+        self._save_arguments()
+        if not isinstance(student, nn.Module):
+            raise ConfigurationError(f"student must be a torch.nn.Module, not {type(student).__name__}")
+        if lr_interval not in ("epoch", "step"):
+            raise ConfigurationError(f"lr_interval must be epoch or step, not {lr_interval!r}")
+        self.student = student
+        self.teacher: Teacher | None = None
+        self.response: ResponseLoss | None = None
+        self.task = task
+        self.adapters = Adapters()
+        self.last_step: DistillStep | None = None
+        self.keep_last_step = False
+        self.lr_interval = lr_interval
+        self._make_optimizer = optimizer
+        self._make_scheduler = lr_scheduler
+        self._given_weights: dict[str, Weight] = dict(weights or {})
+        self._weights: dict[str, Weight] = {}
+        self._specs: list[TermSpec] = []
+        self._knowledge: list[KnowledgeTerm] = []
+        self._readers: dict[str, TapReader] = {}
+        self._guard = FiniteGuard()
+        self._seed: int | None = None
+        self._total_steps = 0
+        self._last_terms: dict[str, Tensor] = {}
+        self._first_step = True
+        self._init_evaluation()
+        self._init_optimization()
+
+    def _save_arguments(self) -> None:
+        import inspect
+
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+        if caller is None:
+            return
+        ignored: list[str] = []
+        if not from_command_line():
+            while caller is not None and caller.f_locals.get("self") is self and "__class__" in caller.f_locals:
+                ignored += [name for name, value in caller.f_locals.items() if not is_plain(value)]
+                caller = caller.f_back
+        assert frame is not None
+        self.save_hyperparameters(ignore=ignored, frame=frame.f_back)
+
+    # -- what users override ---------------------------------------------------------------------------------------
+
+    def distill_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """Terms of one's own, by name: scalars, means over the batch. They weigh 1 unless `weights` says otherwise."""
+        return {}
+
+    # -- what modes define -----------------------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All networks that learn: "student", "peer1", …."""
+        return {"student": self.student}
+
+    def links(self) -> dict[str, list[str]]:
+        """For each learner the networks that it may learn from through taps."""
+        return {"student": ["teacher"] if self.teacher is not None else []}
+
+    def make_step(self, batch: Batch, stage: str) -> DistillStep:
+        """Runs the networks."""
+        progress = self.progress
+        student = self._readers["student"](batch.inputs)
+        teacher = None
+        if self.teacher is not None:
+            teacher = self.teacher(batch, student, logits=self.reads_teacher_logits())
+        return DistillStep(batch, student, teacher, [], progress, self.epoch_at(progress), stage)
+
+    def reads_teacher_logits(self) -> bool:
+        """Whether a training step asks the teacher for logits."""
+        return self.response is not None or self.has_own_terms
+
+    def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """The terms of the mode: the task's, and the response's against the teacher."""
+        terms = {"task": self.task.loss(step.student, step.batch)} if self.is_active("task", step) else {}
+        if self.response is not None and step.teacher is not None and self.is_active(self.response.name, step):
+            terms[self.response.name] = self.respond(self.response, step.student, step.teacher, step)
+        return terms
+
+    def respond(
+        self, response: ResponseLoss, student: ModelOutput, teacher: ModelOutput, step: DistillStep
+    ) -> Tensor:
+        """A response loss between two answers."""
+        options = {"batch": step.batch, "progress": step.progress}
+        if response.reads == "output":
+            return response(student, teacher, **options)
+        ours, theirs = student.logits, teacher.logits
+        if ours.shape != theirs.shape:
+            raise ConfigurationError(
+                f"{type(response).__name__}: the student gives logits {tuple(ours.shape)} and the teacher "
+                f"{tuple(theirs.shape)}: the class counts differ; use the same, or a label_map of FrozenTeacher"
+            )
+        return response(ours, theirs, **options)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def forward(self, inputs: Any) -> Any:
+        """The student's answer to a tensor, a tuple or a mapping of inputs: its logits, or its own output object."""
+        from kdlightning.taps.native import call
+
+        return call(self.student, inputs)
+
+    def training_step(self, raw: Any, batch_idx: int) -> Tensor:
+        """One step: networks, terms, their weighted sum."""
+        batch = self.task.batch(raw)
+        step = self.make_step(batch, "train")
+        terms = self.all_terms(step)
+        if self.keep_last_step:
+            self.last_step = step
+        loss, values = self.combine(terms, step)
+        self._guard.add(values, self.global_step)
+        if self._first_step or self.is_logging_step():
+            self._guard.check(self.global_step, self.trainer)
+            self._first_step = False
+        self._last_terms = {"loss": values.pop("loss"), **values}
+        if self.is_logging_step():
+            self._log_terms(batch.size)
+        return loss
+
+    def all_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """Every term whose weight is not zero, raw."""
+        terms = self.mode_terms(step)
+        for knowledge in self._knowledge:
+            if self.is_active(knowledge.key, step):
+                terms[knowledge.key] = knowledge.compute(self.adapters, step)
+        own = self.distill_terms(step)
+        if own:
+            terms |= own
+            self._check_own_terms(own)
+        return terms
+
+    def combine(self, terms: Mapping[str, Tensor], step: DistillStep) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss for the backward pass, and the detached mean values of all terms and of their sum."""
+        if not terms:
+            raise ConfigurationError("no term is left: every weight is zero")
+        sums = self.task.counts_tokens
+        count = torch.as_tensor(self.task.count(step.batch), device=self.device).clamp(min=1) if sums else None
+        total: Tensor | None = None
+        values = {}
+        for name, value in terms.items():
+            weight = weight_at(self._weights.get(name, 1.0), step.progress, step.epoch)
+            value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+            part = weight * value
+            if count is not None:
+                # Sums over tokens stay sums; a mean counts as often as the micro-batch has tokens.
+                if self.is_token_term(name):
+                    values[name] = value.detach() / count
+                else:
+                    part, values[name] = part * count, value.detach()
+            else:
+                values[name] = value.detach()
+            total = part if total is None else total + part
+        assert total is not None
+        total = total + self._idle(terms, step)
+        values["loss"] = total.detach() / count if count is not None else total.detach()
+        return self.scaled_for_tokens(total, count, step.batch), values
+
+    def is_token_term(self, name: str) -> bool:
+        """Whether a term is a sum over the task's counted tokens."""
+        base = name.split("_peer")[0]
+        return base == "task" or (
+            self.response is not None and base == self.response.name and getattr(self.response, "counts_tokens", False)
+        )
+
+    def _idle(self, terms: Mapping[str, Tensor], step: DistillStep) -> Tensor | float:
+        """Zero, but touching what a term of weight zero owns, so that DDP finds every parameter used."""
+        idle: Tensor | float = 0.0
+        for knowledge in self._knowledge:
+            if knowledge.key not in terms:
+                idle = idle + sum(0.0 * p.sum() for p in self.adapters[knowledge.key].parameters() if p.requires_grad)
+        if self.trainer.world_size > 1 and not any(name in terms for name in self._reads_logits):
+            idle = idle + 0.0 * step.student.logits.sum()
+        return idle
+
+    def is_active(self, name: str, step: DistillStep) -> bool:
+        """Whether a term's weight is not zero at this moment."""
+        return weight_at(self._weights.get(name, 1.0), step.progress, step.epoch) != 0.0
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> float:
+        """Optimizer steps done / total steps, 0 to 1; 0 if the total is not known."""
+        return min(self.global_step / self._total_steps, 1.0) if self._total_steps else 0.0
+
+    def epoch_at(self, progress: float) -> float:
+        """The moment in epochs."""
+        epochs = self.trainer.max_epochs if self._trainer is not None else None
+        return progress * epochs if epochs and epochs > 0 and self._total_steps else float(self.current_epoch)
+
+    def is_logging_step(self) -> bool:
+        """Whether the Trainer writes logs in this step; asking it is cheaper than calling `self.log` each time."""
+        return self.trainer._logger_connector.should_update_logs
+
+    def _log_terms(self, batch_size: int) -> None:
+        named = {"train/loss" if name == "loss" else f"train/loss_{name}": v for name, v in self._last_terms.items()}
+        self.log_dict(named, batch_size=max(batch_size, 1))
+
+    def on_train_start(self) -> None:
+        """Learns how long the run is."""
+        steps = self.trainer.estimated_stepping_batches
+        self._total_steps = int(steps) if steps not in (float("inf"), -1) else 0
+        self._guard = FiniteGuard()
+        self._first_step = True
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds this step's randomness by counting, so that a resumed run draws what the undisturbed one draws."""
+        if self._seed is None:
+            import os
+
+            self._seed = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
+        seed_generators(mix(self._seed, self.global_rank, self.current_epoch, batch_idx))
+
+    def on_train_epoch_end(self) -> None:
+        """Looks for terms that are not finite, and logs the last ones."""
+        self._guard.check(self.global_step, self.trainer)
+        if self._last_terms:
+            named = {"train/loss" if n == "loss" else f"train/loss_{n}": v for n, v in self._last_terms.items()}
+            self.log_dict(named, sync_dist=self.trainer.world_size > 1)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Strict, but for what belongs to a teacher or response that was left out on purpose (None)."""
+        absent = tuple(f"{part}." for part in ("teacher", "response") if getattr(self, part) is None)
+        kept = {name: value for name, value in state_dict.items() if not name.startswith(absent or ("\0",))}
+        return super().load_state_dict(kept, strict=strict, assign=assign)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the seed; refuses to overwrite a good checkpoint with a run that is no longer finite."""
+        self._guard.check(self.global_step, self.trainer)
+        checkpoint["kdlightning"] = {"seed": self._seed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the seed over."""
+        self._seed = checkpoint.get("kdlightning", {}).get("seed", self._seed)

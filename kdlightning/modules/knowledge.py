@@ -1,0 +1,151 @@
+"""Terms that read tensors inside networks: how callbacks declare them and how the module computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdlightning.errors import ConfigurationError
+from kdlightning.modules.step import DistillStep
+from kdlightning.schedules import Weight
+from kdlightning.taps import TapInfo, canonical_shape, channels_first
+from kdlightning.taps.names import Layout
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TapPair:
+    """Which tensor of the student learns from which of the teacher.
+
+    Attributes:
+        student: tap of the student (of the learner, between peers).
+        teacher: tap of the teacher (of the other network, between peers).
+        weight: factor of this pair within the term.
+        layout: "channels_first" or "channels_last", for tensors of which it cannot be told.
+    """
+
+    student: str
+    teacher: str
+    weight: float = 1.0
+    layout: Layout | None = None
+
+
+@dataclass
+class TermSpec:
+    """A term on taps, as a callback declares it.
+
+    Attributes:
+        name: name of the term.
+        pairs: the taps that it reads.
+        build: makes the module that computes it, from the shapes of the student's and the teacher's taps (channels
+            first, two samples); called as `module(student, teacher, batch=…, progress=…)` with lists of tensors.
+        weight: its weight; None leaves it to the module's `weights` (1 by default).
+        owner: who declared it, for messages.
+    """
+
+    name: str
+    pairs: Sequence[TapPair]
+    build: Callable[[Shapes, Shapes], nn.Module]
+    weight: Weight | None = None
+    owner: str = ""
+
+
+class Adapters(nn.ModuleDict):
+    """Networks that belong to terms. Keys of terms that nobody declared are remembered instead of refused.
+
+    So a checkpoint loads without its callbacks; only `fit` insists on them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ignored: set[str] = set()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
+    ) -> None:
+        known = set(self.keys())
+        names = {key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)}
+        self.ignored = names - known
+        super()._load_from_state_dict(state_dict, prefix, metadata, False, *lists)
+
+
+@dataclass
+class KnowledgeTerm:
+    """A declared term with its taps resolved, for one learner.
+
+    Attributes:
+        spec: the declaration.
+        learner: the network that learns: "student" or a peer.
+        sources: the networks that it learns from, each with its own part of `adapters[key]`.
+        key: name of the term, with the peer's suffix.
+    """
+
+    spec: TermSpec
+    learner: str
+    sources: list[str]
+    key: str
+    infos: dict[str, list[TapInfo]] = field(default_factory=dict)
+
+    def build(self, adapters: Adapters) -> None:
+        """Makes the networks from the shapes, unless an earlier fit has made them."""
+        if self.key in adapters:
+            return
+        parts = nn.ModuleDict()
+        for source in self.sources:
+            shapes = [
+                [canonical_shape(info, pair.layout) for info, pair in zip(self.infos[name], self.spec.pairs, strict=True)]
+                for name in (f"learner>{source}", source)
+            ]
+            parts[source] = self.spec.build(shapes[0], shapes[1])
+        adapters[self.key] = parts
+
+    def compute(self, adapters: Adapters, step: DistillStep) -> Tensor:
+        """The term's value: the mean over its sources."""
+        values = [
+            adapters[self.key][source](  # type: ignore[index]
+                self._read(step, self.learner, f"learner>{source}"),
+                self._read(step, source, source),
+                batch=step.batch,
+                progress=step.progress,
+            )
+            for source in self.sources
+        ]
+        return values[0] if len(values) == 1 else sum(values[1:], values[0]) / len(values)
+
+    def _read(self, step: DistillStep, network: str, side: str) -> list[Tensor]:
+        output = step.output(network)
+        if side == network and network != "teacher":
+            # Another learner's tensors are targets here: no gradient flows into them.
+            output = output.detach()
+        return [
+            channels_first(output.taps[info.name], info, pair.layout)
+            for info, pair in zip(self.infos[side], self.spec.pairs, strict=True)
+        ]
+
+
+def taps_of(terms: Sequence[KnowledgeTerm], network: str) -> list[str]:
+    """All taps that the terms read of a network, as learner or as source."""
+    taps: list[str] = []
+    for term in terms:
+        if term.learner == network:
+            taps += [pair.student for pair in term.spec.pairs]
+        if network in term.sources:
+            taps += [pair.teacher for pair in term.spec.pairs]
+    return list(dict.fromkeys(taps))
+
+
+def check_names(specs: Sequence[TermSpec], taken: Sequence[str]) -> None:
+    """Raises ConfigurationError if two terms have one name."""
+    seen = {name: "the module" for name in taken}
+    for spec in specs:
+        if spec.name in seen:
+            raise ConfigurationError(
+                f"two terms are named {spec.name!r} ({seen[spec.name]} and {spec.owner}): give one of them another name="
+            )
+        if not spec.name.isidentifier():
+            raise ConfigurationError(f"{spec.owner}: name {spec.name!r} must be a word of letters, digits and _")
+        seen[spec.name] = spec.owner

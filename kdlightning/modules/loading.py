@@ -1,0 +1,90 @@
+"""The plain student out of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlightning.errors import ConfigurationError
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A kdlightning checkpoint, as plain data and tensors on the CPU.
+
+    Raises:
+        ConfigurationError: no such file, or another program's.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigurationError(f"no checkpoint at {file}")
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
+        raise ConfigurationError(f"{file} is no checkpoint of a training run: it has no state_dict")
+    if not any(name.startswith("student.") for name in checkpoint["state_dict"]):
+        raise ConfigurationError(f"{file} holds no student; it was written by another program")
+    return dict(checkpoint)
+
+
+def load_student(path: str | Path, student: nn.Module | None = None, *, which: str = "student") -> nn.Module:
+    """The trained student alone, in evaluation mode; no teacher is built.
+
+    Args:
+        path: a checkpoint of a run.
+        student: of a run from Python, the built network, whose weights are filled in. A run from YAML needs none.
+        which: "student", or "peer1", "peer2", … of online distillation.
+
+    Raises:
+        ConfigurationError: the file holds no such network, or does not say how to build it.
+    """
+    checkpoint = read_checkpoint(path)
+    prefix = "student." if which == "student" else f"peers.{_peer_number(which) - 1}."
+    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    if not state:
+        raise ConfigurationError(f"{path} holds no {which!r}: its networks are {', '.join(networks_in(checkpoint))}")
+    if student is None:
+        student = _build(checkpoint, which, path)
+    student.load_state_dict(state)
+    return student.eval()
+
+
+def networks_in(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Names of the learning networks in a checkpoint: "student", "peer1", …."""
+    numbers = {int(k.split(".")[1]) + 1 for k in checkpoint["state_dict"] if k.startswith("peers.")}
+    return ["student", *(f"peer{number}" for number in sorted(numbers))]
+
+
+def _peer_number(which: str) -> int:
+    number = which.removeprefix("peer")
+    if not which.startswith("peer") or not number.isdigit() or number == "0":
+        raise ConfigurationError(f"which must be student, peer1, peer2, …, not {which!r}")
+    return int(number)
+
+
+def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Module:
+    """Builds a network from the configuration that a run from the command line keeps in its checkpoints."""
+    settings = checkpoint.get("hyper_parameters", {})
+    spec = settings.get("student") if which == "student" else (settings.get("peers") or [])[_peer_number(which) - 1]
+    if not isinstance(spec, Mapping) or "class_path" not in spec:
+        raise ConfigurationError(
+            f"{path} was written by a run from Python and does not say how to build the {which}: "
+            f"call load_student(path, student=the_network)"
+        )
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--network", type=nn.Module)
+    # Pretrained weights and checkpoints of the beginning are not needed again: the state dict follows.
+    return parser.instantiate_classes(parser.parse_object({"network": _without_files(spec)})).network
+
+
+def _without_files(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The same specification without weights to load, so that a moved teacher or start file is no obstacle."""
+    options = dict(spec.get("init_args") or {})
+    for name, empty in (("checkpoint", None), ("pretrained", False)):
+        if name in options:
+            options[name] = empty
+    return {**spec, "init_args": options}

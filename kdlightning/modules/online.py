@@ -1,0 +1,155 @@
+"""Several networks that learn together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.models.output import ModelOutput
+from kdlightning.modules.base import DistillModule
+from kdlightning.modules.step import DistillStep
+from kdlightning.schedules import Weight
+from kdlightning.strategies import DML, OnlineStrategy
+from kdlightning.tasks import Task
+
+
+class OnlineDistillation(DistillModule):
+    """Online distillation: student and peers learn together, from labels and from each other.
+
+    Terms: `task` and the strategy's (`dml`) for the student, `task_peer1`, `dml_peer1`, … for the peers; a weight given
+    for `task` or `dml` holds for all networks. Feature and relation callbacks work between the networks: each learns
+    from every other one. K networks cost K forward passes. Metrics: `val/acc`, `val/acc_peer1`, …, `val/acc_ensemble`.
+
+    Args:
+        student: network 0, the one that is shipped by default.
+        peers: the other networks, of any architectures.
+        strategy: how they teach each other.
+        task: what batches and outputs mean.
+        optimizer: makes one optimizer with a parameter group for each network; AdamW with 1e-3 by default.
+        peer_optimizers: options that override the optimizer's for peer 1, 2, …, for example `[{lr: 0.01}]`.
+        lr_scheduler: makes the scheduler from the optimizer; none by default.
+        lr_interval: whether the scheduler steps every "epoch" or every "step".
+        weights: weights by term name, numbers or schedules, merged over the defaults of the strategy.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        peers: list[nn.Module],
+        *,
+        task: Task,
+        strategy: OnlineStrategy | None = None,
+        optimizer: OptimizerCallable | None = None,
+        peer_optimizers: list[dict[str, Any]] | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: str = "epoch",
+        weights: dict[str, Weight] | None = None,
+    ) -> None:
+        super().__init__(
+            student,
+            task=task,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_interval=lr_interval,
+            weights=weights,
+        )
+        if not peers:
+            raise ConfigurationError("peers is empty: online distillation needs at least one network beside the student")
+        if len({id(network) for network in (student, *peers)}) <= len(peers):
+            raise ConfigurationError("two of the networks are the same object: build each one")
+        if peer_optimizers is not None and len(peer_optimizers) != len(peers):
+            raise ConfigurationError(f"peer_optimizers has {len(peer_optimizers)} entries for {len(peers)} peers")
+        self.peers = nn.ModuleList(peers)
+        self.strategy = DML() if strategy is None else strategy
+        self.strategy.bind([student, *peers], task)
+        self.peer_optimizers = peer_optimizers or [{} for _ in peers]
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The student and its peers."""
+        return {"student": self.student, **{f"peer{j}": peer for j, peer in enumerate(self.peers, start=1)}}
+
+    def links(self) -> dict[str, list[str]]:
+        """Each network learns from all others."""
+        names = list(self.networks)
+        return {name: [other for other in names if other != name] for name in names}
+
+    def term_defaults(self) -> Mapping[str, float]:
+        """The strategy's weights, for every network."""
+        own = {self.strategy.name: 1.0, **self.strategy.default_weights}
+        return own | {f"{name}_{peer}": weight for name, weight in own.items() for peer in list(self.networks)[1:]}
+
+    def all_weights(self) -> dict[str, Any]:
+        """A weight given for `task` or the strategy holds for all networks, unless theirs is given too."""
+        weights = super().all_weights()
+        for name in self.term_defaults():
+            base = name.split("_peer")[0]
+            if name != base and name not in self._given_weights:
+                weights[name] = weights[base]
+        return weights
+
+    def make_step(self, batch: Batch, stage: str) -> DistillStep:
+        """Runs all networks."""
+        progress = self.progress
+        student, *peers = (reader(batch.inputs) for reader in self._readers.values())
+        return DistillStep(batch, student, None, peers, progress, self.epoch_at(progress), stage)
+
+    def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """The task's and the strategy's term of every network."""
+        outputs = [step.student, *step.peers]
+        suffixes = ["", *(f"_{name}" for name in list(self.networks)[1:])]
+        terms = {
+            f"task{suffix}": self.task.loss(output, step.batch)
+            for suffix, output in zip(suffixes, outputs, strict=True)
+            if self.is_active(f"task{suffix}", step)
+        }
+        names = [self.strategy.name + suffix for suffix in suffixes]
+        if any(self.is_active(name, step) for name in names):
+            losses = self.strategy(outputs, batch=step.batch, progress=step.progress)
+            terms |= {n: loss for n, loss in zip(names, losses, strict=True) if self.is_active(n, step)}
+        return terms
+
+    def scored(self, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:
+        """All networks and their ensemble."""
+        together = self.strategy.ensemble(list(outputs.values()))
+        return outputs if together is None else {**outputs, "ensemble": together}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """A group for each network with its adapters; the strategy's own parameters go with the student's."""
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in self.networks}
+        for full, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[self._owner(full)].append(parameter)
+        options = [{}, *self.peer_optimizers]
+        return [
+            {"params": parameters, "name": name, **option}
+            for (name, parameters), option in zip(groups.items(), options, strict=True)
+        ]
+
+    def _owner(self, parameter: str) -> str:
+        top, name = parameter.split(".")[:2]
+        if top == "peers":
+            return f"peer{int(name) + 1}"
+        suffix = name.rpartition("_")[2]
+        return suffix if top == "adapters" and suffix in self.networks else "student"
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips each network by itself: one network's large gradient must not shrink another's."""
+        if not gradient_clip_val:
+            return
+        for group in optimizer.param_groups:
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)

@@ -1,0 +1,101 @@
+"""Optimizers, gradients, and the shared denominator of language-model losses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kdlightning.data.batch import Batch
+from kdlightning.losses.base import DistillationLoss
+
+if TYPE_CHECKING:
+    from kdlightning.modules.base import DistillModule
+
+
+class OptimizationMixin:
+    """What `DistillModule` does around the optimizer."""
+
+    def _init_optimization(self: DistillModule) -> None:  # type: ignore[misc]
+        self._window_tokens: Tensor | None = None
+        self._token_scale = 0.0
+
+    def configure_optimizers(self: DistillModule) -> Any:  # type: ignore[misc]
+        """One optimizer over everything that requires grad, and its scheduler."""
+        groups = self.parameter_groups()
+        optimizer = torch.optim.AdamW(groups, lr=1e-3) if self._make_optimizer is None else self._make_optimizer(groups)
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        options: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            options["monitor"] = getattr(scheduler, "monitor", self.task.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def parameter_groups(self: DistillModule) -> Any:  # type: ignore[misc]
+        """What the optimizer gets: student, adapters, loss networks, whatever requires grad. Never a frozen teacher."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def scaled_for_tokens(  # type: ignore[misc]
+        self: DistillModule, total: Tensor, count: Tensor | None, batch: Batch
+    ) -> Tensor:
+        """Counts a micro-batch's tokens into the window; the loss is a sum, kept at a sane size by a constant."""
+        if count is None:
+            return total
+        if self._token_scale == 0.0:
+            self._token_scale = float(batch.target.numel()) if isinstance(batch.target, Tensor) else 1.0
+        tokens = torch.as_tensor(self.task.count(batch), device=total.device).double()
+        self._window_tokens = tokens if self._window_tokens is None else self._window_tokens + tokens
+        return total / self._token_scale
+
+    def on_before_optimizer_step(self: DistillModule, optimizer: Any) -> None:  # type: ignore[misc]
+        """Divides the gradient once by the tokens of the whole window on all ranks; runs before clipping."""
+        if self._window_tokens is None:
+            return
+        tokens = self._window_tokens
+        self._window_tokens = None
+        world = self.trainer.world_size
+        if world > 1:
+            tokens = tokens.clone()
+            torch.distributed.all_reduce(tokens)
+        factor = self.trainer.accumulate_grad_batches * world * self._token_scale / tokens.clamp(min=1)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        for gradient in gradients:
+            gradient.mul_(factor.to(gradient.dtype))
+
+    def on_train_batch_end(self: DistillModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[misc]
+        """Tells losses and self-teachers of each optimizer step."""
+        step = self.global_step
+        if step == self._steps_seen:
+            return
+        self._steps_seen = step
+        for part in self._followers:
+            part.after_optimizer_step(self.progress)
+        self.after_optimizer_step(step)
+
+    def after_optimizer_step(self: DistillModule, step: int) -> None:  # type: ignore[misc]
+        """Called after each optimizer step, counted from 1."""
+
+    def on_fit_start(self: DistillModule) -> None:  # type: ignore[misc]
+        """Finds the losses that want to know of optimizer steps; moves a frozen teacher to the device."""
+        self._followers = [
+            module
+            for module in self.modules()
+            if isinstance(module, DistillationLoss)
+            and type(module).after_optimizer_step is not DistillationLoss.after_optimizer_step
+        ]
+        self._steps_seen = self.global_step
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        self._refuse_missing_callbacks()
+
+    def _refuse_missing_callbacks(self: DistillModule) -> None:  # type: ignore[misc]
+        from kdlightning.errors import ConfigurationError
+
+        if self.adapters.ignored:
+            names = ", ".join(sorted(self.adapters.ignored))
+            raise ConfigurationError(
+                f"the checkpoint has networks of the term(s) {names}, and no callback declares them: add the knowledge "
+                "callback(s) of that name, or start without --ckpt_path from the exported student"
+            )

@@ -1,0 +1,169 @@
+"""Before the first step: taps, shapes, adapters, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError, nearest
+from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
+from kdlightning.modules.weights import merge_weights
+from kdlightning.taps import TapReader
+from kdlightning.taps.native import head_agrees
+from kdlightning.teachers import teacher_inputs
+
+if TYPE_CHECKING:
+    from kdlightning.modules.base import DistillModule
+
+
+class PreparationMixin:
+    """What `DistillModule.setup` does."""
+
+    def declare_term(self: DistillModule, spec: TermSpec) -> None:  # type: ignore[misc]
+        """Adds a term on taps; callbacks call this in their `setup`, which runs before the module's."""
+        self._specs.append(spec)
+
+    @property
+    def has_own_terms(self: DistillModule) -> bool:  # type: ignore[misc]
+        """Whether a subclass adds terms of its own."""
+        from kdlightning.modules.base import DistillModule
+
+        return type(self).distill_terms is not DistillModule.distill_terms
+
+    @property
+    def is_language(self: DistillModule) -> bool:  # type: ignore[misc]
+        """Whether networks are asked for hidden states and head rather than full logits."""
+        return self.task.wants_hidden
+
+    def setup(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
+        """Resolves taps, takes shapes, builds adapters; before optimizers and DDP exist."""
+        self._check_classes()
+        fitting = stage == "fit"
+        self._knowledge = self._resolve_terms() if fitting else []
+        self._open_readers()
+        if fitting:
+            self._weights = self.all_weights()
+            if self._knowledge or (self.is_language and self.trainer.state.fn == TrainerFn.FITTING):
+                self._probe()
+            for term in self._knowledge:
+                term.build(self.adapters)
+
+    def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
+        """Removes hooks and forgets declarations, so that another fit starts clean."""
+        for reader in self._readers.values():
+            reader.close()
+        if self.teacher is not None:
+            self.teacher.close()
+        self._specs = []
+        self._knowledge = []
+
+    def all_weights(self: DistillModule) -> dict[str, Any]:  # type: ignore[misc]
+        """Weights of all terms known now."""
+        known: dict[str, float] = {"task": 1.0, **self.term_defaults()}
+        weights = merge_weights(known, self._specs, self._given_weights, own_terms=self.has_own_terms)
+        for term in self._knowledge:
+            weights.setdefault(term.key, weights[term.spec.name])
+        return weights
+
+    def term_defaults(self: DistillModule) -> Mapping[str, float]:  # type: ignore[misc]
+        """Default weights of the mode's own terms."""
+        if self.response is None or self.teacher is None:
+            return {}
+        return {self.response.name: 1.0, **self.response.default_weights}
+
+    def _check_own_terms(self: DistillModule, own: Mapping[str, Tensor]) -> None:  # type: ignore[misc]
+        if not self._first_step:
+            return
+        for name in self._given_weights:
+            if name not in own and name not in self._known_terms():
+                raise ConfigurationError(
+                    f"weights: no term is named {name!r}{nearest(name, [*own, *self._known_terms()])}"
+                )
+
+    def _known_terms(self: DistillModule) -> list[str]:  # type: ignore[misc]
+        return ["task", *self.term_defaults(), *(spec.name for spec in self._specs), *(t.key for t in self._knowledge)]
+
+    @property
+    def _reads_logits(self: DistillModule) -> Sequence[str]:  # type: ignore[misc]
+        return ["task", *self.term_defaults()]
+
+    def _check_classes(self: DistillModule) -> None:  # type: ignore[misc]
+        theirs = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        ours = self.task.num_classes
+        if theirs is not None and ours is not None and theirs != ours:
+            raise ConfigurationError(
+                f"the data have {theirs} classes and {type(self.task).__name__} has num_classes={ours}: make them agree"
+            )
+
+    def _resolve_terms(self: DistillModule) -> list[KnowledgeTerm]:  # type: ignore[misc]
+        check_names(self._specs, ["task", *self.term_defaults()])
+        terms = []
+        for spec in self._specs:
+            for learner, sources in self.links().items():
+                if not sources:
+                    raise ConfigurationError(f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher")
+                if "teacher" in sources and self.teacher is not None and "taps" not in self.teacher.provides:
+                    raise ConfigurationError(
+                        f"{spec.owner} reads tensors inside the teacher, and {type(self.teacher).__name__} provides "
+                        f"{' and '.join(sorted(self.teacher.provides)) or 'targets'} only"
+                    )
+                key = spec.name if learner == "student" else f"{spec.name}_{learner}"
+                terms.append(KnowledgeTerm(spec, learner, sources, key))
+        return terms
+
+    def _open_readers(self: DistillModule) -> None:  # type: ignore[misc]
+        for reader in self._readers.values():
+            reader.close()
+        self._readers = {
+            name: TapReader(network, taps_of(self._knowledge, name), language=self.is_language)
+            for name, network in self.networks.items()
+        }
+        if self.teacher is not None:
+            taps = taps_of(self._knowledge, "teacher")
+            self.teacher.prepare(taps, language=self.is_language, logits=self.reads_teacher_logits())
+
+    def _probe(self: DistillModule) -> None:  # type: ignore[misc]
+        batch = self.sample_batch()
+        infos = {}
+        for name, reader in self._readers.items():
+            if self.is_language:
+                self._check_head(name, reader, batch.inputs)
+            infos[name] = reader.probe(batch.inputs) if reader.taps else {}
+        if self.teacher is not None and taps_of(self._knowledge, "teacher"):
+            infos["teacher"] = self.teacher.probe(batch)
+        for term in self._knowledge:
+            for source in term.sources:
+                term.infos[source] = [infos[source][pair.teacher] for pair in term.spec.pairs]
+                term.infos[f"learner>{source}"] = [infos[term.learner][pair.student] for pair in term.spec.pairs]
+
+    def _check_head(self: DistillModule, name: str, reader: TapReader, inputs: Any) -> None:  # type: ignore[misc]
+        from kdlightning.taps.reader import untouched
+
+        with untouched(reader.model):
+            if not head_agrees(reader.model, inputs):
+                raise ConfigurationError(
+                    f"{name}: {type(reader.model).__name__} is no causal language model whose logits are a linear head on "
+                    "its last hidden state"
+                )
+
+    def sample_batch(self: DistillModule) -> Batch:  # type: ignore[misc]
+        """Two training samples, taken without starting workers or drawing a sampler."""
+        source = self.trainer.fit_loop._data_source.instance
+        loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
+        state = torch.random.get_rng_state()
+        try:
+            dataset = getattr(loader, "dataset", None)
+            if hasattr(dataset, "__getitem__") and hasattr(loader, "collate_fn"):
+                raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
+            else:
+                raw = next(iter(loader))
+        finally:
+            torch.random.set_rng_state(state)
+        batch = self.task.batch(raw)
+        assert teacher_inputs(batch) is not None
+        return batch

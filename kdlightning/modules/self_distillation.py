@@ -1,0 +1,104 @@
+"""A network that teaches itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from kdlightning.errors import ConfigurationError
+from kdlightning.modules.base import DistillModule
+from kdlightning.modules.step import DistillStep
+from kdlightning.schedules import Weight
+from kdlightning.tasks import Task
+from kdlightning.teachers import SelfTeacher
+
+
+class SelfDistillation(DistillModule):
+    """Self-distillation: the student's own past, average, depth or better-informed copy teaches it.
+
+    Terms: `task`, and the self-teacher's, named after its class in snake case (`pskd`, `mean_teacher`). Callbacks add
+    feature and relation terms where the self-teacher is a network (`MeanTeacher`).
+
+    Args:
+        student: the network that is trained and shipped.
+        teacher: where the targets come from. None loads a checkpoint without it, for prediction and export.
+        task: what batches and outputs mean.
+        optimizer: makes the optimizer from parameters; AdamW with learning rate 1e-3 by default.
+        lr_scheduler: makes the scheduler from the optimizer; none by default.
+        lr_interval: whether the scheduler steps every "epoch" or every "step".
+        weights: weights by term name, numbers or schedules, merged over the defaults of the self-teacher.
+    """
+
+    teacher: SelfTeacher | None
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: SelfTeacher | None,
+        *,
+        task: Task,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: str = "epoch",
+        weights: dict[str, Weight] | None = None,
+    ) -> None:
+        super().__init__(
+            student,
+            task=task,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_interval=lr_interval,
+            weights=weights,
+        )
+        if teacher is not None:
+            if not isinstance(teacher, SelfTeacher):
+                raise ConfigurationError(
+                    f"teacher must be a self-teacher such as PSKD or MeanTeacher, not {type(teacher).__name__}; for a trained "
+                    "network use OfflineDistillation"
+                )
+            teacher.bind(student, task)
+        self.teacher = teacher
+
+    def setup(self, stage: str) -> None:
+        """See `DistillModule.setup`; a fit needs the teacher."""
+        if stage == "fit" and self.teacher is None:
+            raise ConfigurationError("teacher is None: give a self-teacher to train")
+        super().setup(stage)
+
+    def term_defaults(self) -> Mapping[str, float]:
+        """The self-teacher's weights."""
+        return {} if self.teacher is None else {self.teacher.name: 1.0, **self.teacher.default_weights}
+
+    def reads_teacher_logits(self) -> bool:
+        """A self-teacher's term reads them."""
+        return True
+
+    def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """The task's term and the self-teacher's."""
+        terms = super().mode_terms(step)
+        if self.teacher is not None and step.teacher is not None and self.is_active(self.teacher.name, step):
+            terms[self.teacher.name] = self.teacher.loss(
+                step.student, step.teacher, step.batch, step.progress, float(self.current_epoch)
+            )
+        return terms
+
+    def on_train_start(self) -> None:
+        """Tells the self-teacher how many samples there are and where they are."""
+        super().on_train_start()
+        if self.teacher is not None:
+            dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+            samples = len(dataset) if hasattr(dataset, "__len__") else 0
+            self.teacher.start(samples, self.trainer.max_epochs or 1, self.device)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """The self-teacher follows."""
+        if self.teacher is not None:
+            self.teacher.after_optimizer_step(self.student, step)
+
+    def on_train_epoch_end(self) -> None:
+        """The epoch becomes the past."""
+        super().on_train_epoch_end()
+        if self.teacher is not None:
+            self.teacher.end_epoch()
