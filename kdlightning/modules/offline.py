@@ -36,7 +36,7 @@ class OfflineDistillation(DistillModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher | nn.Module | None,
+        teacher: Teacher | nn.Module | None = None,
         *,
         task: Task,
         response: ResponseLoss | str | None = "default",

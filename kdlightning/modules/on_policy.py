@@ -61,7 +61,7 @@ class OnPolicyDistillation(OfflineDistillation):
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher | nn.Module | None,
+        teacher: Teacher | nn.Module | None = None,
         *,
         task: Task,
         objective: GKD | None = None,

@@ -36,7 +36,7 @@ class SelfDistillation(DistillModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: SelfTeacher | None,
+        teacher: SelfTeacher | None = None,
         *,
         task: Task,
         optimizer: OptimizerCallable | None = None,

@@ -53,6 +53,7 @@ class FrozenTeacher(NetworkTeacher):
         if checkpoint is not None:
             load_weights(model, checkpoint, key_map)
         self.__dict__["model"] = model.requires_grad_(False).eval()
+        self.train(False)
         self.label_map = None if label_map is None else list(label_map)
         self.batch_stats = batch_stats
         self._normalization = (
