@@ -1,0 +1,62 @@
+"""Which exceptions of a run are mistakes of its input, and what is said about them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from kdlightning.commands.sentences import explain
+from kdlightning.errors import ConfigurationError, NonFiniteLossError
+
+_SHAPES = re.compile(
+    r"shapes? cannot be multiplied|size mismatch|must match the size|expected input\[|Expected \d-?D|expected \d-?D"
+    r"|Target \d+ is out of bounds|is out of bounds for dimension|index out of range in self|Kernel size can't be greater"
+    r"|expected more than 1 value per channel|normalized_shape|Expected target size|batch_size .* to match target"
+    r"|Expected 3D or 4D|Given groups="
+)
+_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
+
+
+def as_configuration_error(error: Exception) -> Exception | None:
+    """The sentence for an exception, or None if it is no mistake of the user's input."""
+    if isinstance(error, (ConfigurationError, NonFiniteLossError)):
+        return None
+    explained = explain(error)
+    if explained is not None:
+        return explained
+    first = _first_line(error)
+    if isinstance(error, MisconfigurationException):
+        return ConfigurationError(first)
+    if isinstance(error, FileNotFoundError):
+        return ConfigurationError(f"there is no file {error.filename or first}")
+    if _SHAPES.search(str(error)):
+        return ConfigurationError(f"data and network do not fit each other: {first}")
+    if _MEMORY.search(str(error)):
+        return ConfigurationError("out of memory: lower --data.batch_size or raise --trainer.accumulate_grad_batches")
+    if "Error(s) in loading state_dict" in str(error):
+        return ConfigurationError(f"the checkpoint does not fit the networks of this configuration: {_second_line(error)}")
+    return None
+
+
+@contextmanager
+def reraise(translate: Callable[[Exception], Exception | None]) -> Iterator[None]:
+    """Replaces an exception by its translation, and keeps it as the cause."""
+    try:
+        yield
+    except Exception as error:
+        other = translate(error)
+        if other is None:
+            raise
+        raise other from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _second_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0]

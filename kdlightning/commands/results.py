@@ -1,0 +1,147 @@
+"""What a run leaves behind for `compare` and recipes: `result.json`."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.metadata
+import json
+import math
+import re
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kdlightning
+
+SCHEMA = 1
+_PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "transformers", "jsonargparse")
+_PLACES = re.compile(r"(seed\d+|unseeded)/version_\d+")
+# What says where and how loudly a run goes, and nothing about what it computes.
+_NOT_HASHED = ("seed_everything", "ckpt_path", "verbose", "return_predictions", "weights_only")
+_TRAINER_NOT_HASHED = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Twelve hexadecimal digits that name a configuration apart from seed, place and logging."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_HASHED}
+    trainer = kept.get("trainer")
+    if isinstance(trainer, Mapping):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in _TRAINER_NOT_HASHED}
+    return _digest(kept)
+
+
+def student_hash(config: Mapping[str, Any]) -> str:
+    """Names the student and its data: runs that agree in it may be compared with their run on labels alone."""
+    model = config.get("model") or {}
+    return _digest({"student": (model.get("init_args") or {}).get("student"), "data": config.get("data")})
+
+
+def _digest(content: Any) -> str:
+    # The teacher's checkpoint lies in the run folder of its own seed: the same configuration for every seed.
+    text = _PLACES.sub("seed*/version_*", json.dumps(content, sort_keys=True, default=str))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {"kdlightning": kdlightning.__version__, "python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def plain_metrics(values: Mapping[str, Any], split: str) -> dict[str, float | None]:
+    """Metrics of one split by their short name; NaN and infinities, which JSON has not, become None."""
+    found: dict[str, float | None] = {}
+    for name, value in values.items():
+        if name.startswith(f"{split}/"):
+            number = float(value)
+            found[name.removeprefix(f"{split}/")] = number if math.isfinite(number) else None
+    return found
+
+
+def describe_student(student: nn.Module, inputs: Any, *, budget: float = 1.0) -> dict[str, Any]:
+    """Class, parameters, bytes, latency and input shapes of a student.
+
+    Args:
+        student: the network; left as it is.
+        inputs: what it is called with, two samples or more; None leaves latency and shapes out.
+        budget: seconds that measuring the latency may take.
+    """
+    tensors = list(student.state_dict().values())
+    facts: dict[str, Any] = {
+        "class": type(student).__name__,
+        "parameters": sum(parameter.numel() for parameter in student.parameters()),
+        "bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+    }
+    if inputs is not None:
+        facts["inputs"] = input_shapes(inputs)
+        facts["latency_ms"] = latency(student, inputs, budget)
+    return facts
+
+
+def latency(student: nn.Module, inputs: Any, budget: float = 1.0) -> float | None:
+    """Median milliseconds of a forward pass of one sample on the CPU; None if a single one takes too long."""
+    from kdlightning.taps.native import call
+
+    try:
+        model = copy.deepcopy(student).cpu().float().eval()
+    except (RuntimeError, TypeError):
+        return None
+    one = _map(inputs, lambda tensor: tensor[:1].cpu())
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    with torch.inference_mode():
+        while len(times) < 33 and (time.perf_counter() < end or not times):
+            start = time.perf_counter()
+            call(model, one)
+            times.append(1000 * (time.perf_counter() - start))
+    # The first pass allocates.
+    return round(statistics.median(times[1:] or times), 4)
+
+
+def input_shapes(inputs: Any) -> Any:
+    """Shape without the batch, and type, of every input tensor; enough to make up inputs later."""
+    if isinstance(inputs, Tensor):
+        return {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype).removeprefix("torch.")}
+    if isinstance(inputs, Mapping):
+        return {"named": {str(name): input_shapes(value) for name, value in inputs.items()}}
+    return {"positional": [input_shapes(value) for value in inputs]}
+
+
+def made_up_inputs(shapes: Mapping[str, Any], samples: int = 2) -> Any:
+    """Random inputs of the shapes that `input_shapes` wrote; integers are 1, which every vocabulary has."""
+    if "named" in shapes:
+        return {name: made_up_inputs(value, samples) for name, value in shapes["named"].items()}
+    if "positional" in shapes:
+        return tuple(made_up_inputs(value, samples) for value in shapes["positional"])
+    kind = getattr(torch, shapes["dtype"])
+    size = (samples, *shapes["shape"])
+    if kind.is_floating_point:
+        return torch.rand(size, generator=torch.Generator().manual_seed(0)).to(kind)
+    return torch.ones(size, dtype=kind)
+
+
+def _map(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item, function) for item in value)
+    return value
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of the weight files of an export."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth"))
