@@ -4,7 +4,8 @@ if __name__ == "callbacks":
     raise ImportError("this folder is installed as kdlightning.callbacks: import kdlightning.callbacks")
 
 from kdlightning.callbacks.checkpoints import BestCheckpoint, LatestCheckpoint
+from kdlightning.callbacks.confusion_matrix import ConfusionMatrix
 from kdlightning.callbacks.feature_kd import FeatureKD
 from kdlightning.callbacks.relation_kd import RelationKD
 
-__all__ = ["BestCheckpoint", "FeatureKD", "LatestCheckpoint", "RelationKD"]
+__all__ = ["BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "RelationKD"]

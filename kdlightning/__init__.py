@@ -43,7 +43,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "ReverseKL",
         "SP",
     ),
-    "kdlightning.callbacks": ("BestCheckpoint", "FeatureKD", "LatestCheckpoint", "RelationKD"),
+    "kdlightning.callbacks": ("BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "RelationKD"),
     "kdlightning.data": ("Digits", "DistillDataModule", "IndexedViews"),
     "kdlightning.data.batch": ("Batch", "LoadedBatch"),
     "kdlightning.models": ("ConvNet", "Head", "ModelOutput", "timm_model", "transformers_model"),

@@ -11,6 +11,7 @@ from kdlightning.data.batch import Batch
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.memory import LogitMemory
 from kdlightning.modules.scoreboard import Scoreboard
+from kdlightning.modules.step import DistillStep
 
 if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
@@ -47,13 +48,22 @@ class EvaluationMixin:
         outputs = {name: reader(batch.inputs) for name, reader in self._readers.items()}
         for name, output in self.scored(outputs).items():
             self.board(name).add(output, batch)
+        answer = self._score_teacher(batch, outputs["student"], stage)
+        if self.keep_last_step:
+            peers = [output for name, output in outputs.items() if name != "student"]
+            self.last_step = DistillStep(batch, outputs["student"], answer, peers, stage=stage)
+
+    def _score_teacher(  # type: ignore[misc]
+        self: DistillModule, batch: Batch, student: ModelOutput, stage: str
+    ) -> ModelOutput | None:
         if self.teacher is None or not {"logits", "head"} & self.teacher.provides:
-            return
-        answer = self._teacher_answer(batch, outputs["student"], stage)
+            return None
+        answer = self._teacher_answer(batch, student, stage)
         if stage not in self._teacher_scores:
             self.board("teacher").add(answer, batch)
-        if self._comparable(outputs["student"], answer):
-            self.board("comparison").compare(outputs["student"], answer, batch)
+        if self._comparable(student, answer):
+            self.board("comparison").compare(student, answer, batch)
+        return answer
 
     def scored(self: DistillModule, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:  # type: ignore[misc]
         """The answers that get a row of metrics each."""

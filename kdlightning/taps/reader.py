@@ -98,7 +98,7 @@ class TapReader:
         infos = {}
         for tap in self.taps:
             tensor = output.logits if tap.source == "logits" else output.taps[tap.text]
-            module = modules[tap.module] if tap.module is not None and tap.side == "output" else None
+            module = None if tap.module is None else modules[tap.module]
             infos[tap.text] = describe(self.model, tap.text, tensor, module, tap.source)
         return infos
 
