@@ -21,8 +21,8 @@ Kernel = Callable[[Tensor, At, bool], tuple[Tensor, Tensor | None]]
 """Maps the logits of some rows (a buffer it may overwrite), which rows, and whether a gradient is wanted, to the values
 of the rows and the gradient with respect to the logits."""
 
-LOGITS_OF_CHUNK = {"cpu": 2**22, "cuda": 2**25}
-"""Logits of one chunk: the cost of each of the few buffers (16 MB and 134 MB in float32)."""
+LOGITS_OF_CHUNK = {"cpu": 2**23, "cuda": 2**25}
+"""Logits of one chunk: the cost of each of the few buffers (34 MB and 134 MB in float32)."""
 
 SMALLEST_CHUNK = 64
 """Fewer rows make the matrix products wait for memory."""
