@@ -1,0 +1,199 @@
+"""Texts, or pairs of texts, with a label each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.files import RECORD_SUFFIXES, existing, field, read_records
+from kdlightning.data.labels import label_numbers, names_of
+from kdlightning.errors import ConfigurationError, MissingExtraError, nearest
+from kdlightning.text.sequences import TokenSequences
+from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
+
+_STEMS = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
+
+Records = list[dict[str, Any]]
+
+
+class TextClassification(DistillDataModule):
+    """Labelled texts from local JSONL, JSON, CSV or TSV files (`.gz` too), or a data set of the `datasets` library.
+
+    A batch is a dict of `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer has them) `(B, T)`,
+    padded to its longest text, and `labels` `(B,)`.
+
+    Args:
+        path: a folder with `train.*` and perhaps `dev.*` (or `val.*`, `validation.*`) and `test.*`; or the training
+            file. Without validation data, `val_split` of the training data is held out.
+        dataset_name: instead of `path`: a data set's name on the hub, or a folder that `save_to_disk` has written.
+            Where its test labels are hidden (all -1), its validation split becomes the test split.
+        dataset_config: its configuration, `sst2` of `glue`, say.
+        val_path: a file instead of the folder's.
+        test_path: a file instead of the folder's.
+        text_field: the text's field, or the two fields of a pair.
+        label_field: the label's field.
+        label_names: the classes in the order of their numbers; by default as the training data have them, numbers
+            in their order and names alphabetically.
+        target: `"class"`, or `"number"` for regression (float labels).
+        tokenizer: a folder or hub name of a transformers tokenizer, or such a tokenizer itself (in Python); None
+            trains a WordPiece tokenizer on the training split.
+        vocab_size: of a trained tokenizer.
+        max_length: texts are cut to so many tokens.
+        **options: those of `DistillDataModule`.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        dataset_name: str | None = None,
+        dataset_config: str | None = None,
+        val_path: str | None = None,
+        test_path: str | None = None,
+        text_field: str | list[str] = "text",
+        label_field: str = "label",
+        label_names: list[str] | None = None,
+        target: Literal["class", "number"] = "class",
+        tokenizer: Any = None,
+        vocab_size: int = 4000,
+        max_length: int = 128,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.fields = [text_field] if isinstance(text_field, str) else list(text_field)
+        if not 1 <= len(self.fields) <= 2:
+            raise ConfigurationError(f"text_field takes one field, or two for pairs, got {len(self.fields)}")
+        if target not in ("class", "number"):
+            raise ConfigurationError(f"target is class or number, got {target!r}")
+        if path is not None and dataset_name is not None:
+            raise ConfigurationError("give either path or dataset_name, not both")
+        self.path = path
+        self.dataset_name = dataset_name
+        self.dataset_config = dataset_config
+        self.val_path = val_path
+        self.test_path = test_path
+        self.label_field = label_field
+        self.label_names = label_names
+        self.target = target
+        self.vocab_size = vocab_size
+        self.max_length = max_length
+        self._given_tokenizer = tokenizer
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer in use; saved with its own `save_pretrained`."""
+        _ = self.sources
+        return self._tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokenizer's tokens, special ones included."""
+        return len(self.tokenizer)
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """The classes in the order of their numbers; None for numbers."""
+        _ = self.sources
+        return self.label_names if self.target == "class" else None
+
+    def load(self) -> Sources:
+        """Reads, numbers the labels, and tokenizes."""
+        records = self._from_datasets() if self.dataset_name is not None else self._from_files()
+        labels = {part: self._labels(rows, part) for part, rows in records.items()}
+        texts = {part: [self._texts(rows, name) for name in self.fields] for part, rows in records.items()}
+        given = self._given_tokenizer
+        if given is None:
+            everything = [text for column in texts["train"] for text in column]
+            self._tokenizer = train_tokenizer(everything, self.vocab_size, max_length=self.max_length)
+        else:
+            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        parts = {part: self._encode(texts[part], labels[part]) for part in records}
+        return Sources(
+            parts["train"],
+            parts.get("test"),
+            parts.get("val"),
+            labels=labels["train"] if self.target == "class" else None,
+        )
+
+    def _texts(self, records: Records, name: str) -> list[str]:
+        return [str(text) for text in field(records, name, type(self).__name__)]
+
+    def _labels(self, records: Records, part: str) -> Tensor:
+        values = field(records, self.label_field, type(self).__name__)
+        if self.target == "number":
+            try:
+                return torch.tensor([float(value) for value in values])
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(f"{self.label_field}: {error}; target=class takes names") from error
+        if self.label_names is None:
+            self.label_names = names_of(values)
+        return label_numbers(values, self.label_names, f"the {part} data")
+
+    def _encode(self, columns: list[list[str]], labels: Tensor) -> TokenSequences:
+        encoded = self._tokenizer(*columns, truncation=True, max_length=self.max_length, padding=False)
+        kept = {name: encoded[name] for name in ("input_ids", "token_type_ids") if name in encoded}
+        return TokenSequences(kept, labels, padding={"input_ids": self._tokenizer.pad_token_id or 0})
+
+    def _from_files(self) -> dict[str, Records]:
+        name = type(self).__name__
+        path = existing(self.path, name, "a folder with train.jsonl (.csv, .tsv) or the training file; or dataset_name")
+        files = {"train": path} if path.is_file() else {part: _found(path, part) for part in _STEMS}
+        for part, given in (("val", self.val_path), ("test", self.test_path)):
+            if given is not None:
+                files[part] = existing(given, name, f"the {part} file", f"give {part}_path")
+        if files["train"] is None:
+            here = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
+            raise ConfigurationError(f"{path} has no train file ({', '.join(RECORD_SUFFIXES[::2])}); it has {here}")
+        return {part: read_records(file) for part, file in files.items() if file is not None}
+
+    def _from_datasets(self) -> dict[str, Records]:
+        try:
+            import datasets
+        except ModuleNotFoundError as error:
+            raise MissingExtraError("datasets", "datasets", "dataset_name") from error
+        name = str(self.dataset_name)
+        try:
+            local = Path(name).expanduser()
+            found: Any = (
+                datasets.load_from_disk(str(local))
+                if (local / "dataset_dict.json").exists()
+                else datasets.load_dataset(name, self.dataset_config)
+            )
+        except Exception as error:  # whatever the hub, the network or a script raises
+            reason = str(error).split("\n")[0][:200]
+            raise ConfigurationError(f"dataset_name {name!r} cannot be loaded: {reason}") from error
+        splits = {part: next((found[stem] for stem in stems if stem in found), None) for part, stems in _STEMS.items()}
+        if splits["train"] is None:
+            raise ConfigurationError(f"data set {name!r} has no train split; it has {', '.join(found)}")
+        columns = splits["train"].column_names
+        for wanted in (*self.fields, self.label_field):
+            if wanted not in columns:
+                raise ConfigurationError(f"data set {name!r} has no field {wanted!r}{nearest(wanted, columns)}")
+        names = getattr(splits["train"].features[self.label_field], "names", None)
+        if names is not None and self.label_names is None:
+            self.label_names = [str(label) for label in names]
+        records = {}
+        for part, split in splits.items():
+            if split is not None and len(split):
+                rows = split.to_list()
+                hidden = all(row[self.label_field] in (-1, None) for row in rows)
+                if names is not None and not hidden:
+                    rows = [row | {self.label_field: names[row[self.label_field]]} for row in rows]
+                records[part] = [] if hidden else rows
+        if records.get("test") == []:
+            records.pop("test")
+            if "val" in records:
+                records["test"] = records.pop("val")
+        return records
+
+
+def _found(folder: Path, part: str) -> Path | None:
+    for stem in _STEMS[part]:
+        for suffix in RECORD_SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
+    return None
