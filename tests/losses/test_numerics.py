@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdlightning.losses.numerics import full_precision, log_probabilities
+
+
+@full_precision
+def product(a: Tensor, *, b: Tensor) -> Tensor:
+    return a @ b
+
+
+def test_products_ignore_autocast_and_half_precision() -> None:
+    a, b = torch.full((2, 2), 1.001), torch.full((2, 2), 3.007)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (a @ b).dtype == torch.bfloat16
+        assert torch.equal(product(a, b=b), (a.double() @ b.double()).float())
+        assert product(a.half(), b=b).dtype == torch.float32
+        assert (a @ b).dtype == torch.bfloat16
+    assert product(a.double(), b=b.double()).dtype == torch.float64
+
+
+def test_forbidden_logits_have_a_finite_log_probability() -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]], requires_grad=True)
+    value = log_probabilities(logits, 2.0)
+    assert value.isfinite().all()
+    assert value.exp()[0].tolist() == [0.5, 0.5, 0.0]
+    assert torch.autograd.grad((value.exp() * value).sum(), logits)[0].isfinite().all()
