@@ -1,0 +1,227 @@
+"""What is asked of a text generator and what it answers."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, get_args
+
+from kdlightning.errors import ConfigurationError
+
+Capability = Literal["text", "logprobs", "logits"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        max_tokens: most tokens of an answer.
+        temperature: 0 is greedy.
+        top_p: share of probability mass that is sampled from.
+        top_k: number of tokens that are sampled from; 0 is all.
+        seed: of the draws, together with the request and the sample's number.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigurationError(f"max_tokens is {self.max_tokens}: give at least 1")
+        if self.temperature < 0:
+            raise ConfigurationError(f"temperature is {self.temperature}: give 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigurationError(f"top_p is {self.top_p}: give a number above 0, at most 1")
+        if self.top_k < 0:
+            raise ConfigurationError(f"top_k is {self.top_k}: give 0 (all tokens) or more")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every sample is the same."""
+        return self.temperature == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; what does not change a greedy answer is left out."""
+        plain: dict[str, Any] = {"max_tokens": int(self.max_tokens), "temperature": float(self.temperature)}
+        if not self.greedy:
+            plain |= {"top_p": float(self.top_p), "top_k": int(self.top_k), "seed": int(self.seed)}
+        return plain
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a request comes from, for generators that look answers up instead of computing them.
+
+    Attributes:
+        about: the record's own words, for example the bare question of which the prompt was made.
+        step: name of the round that asks ("rationale", "answer", …); empty for methods of one round.
+        given: texts that earlier rounds answered, by step, from which this prompt was made.
+    """
+
+    about: str
+    step: str = ""
+    given: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a generator, as plain data.
+
+    Attributes:
+        prompt: the text to be continued; or
+        messages: a conversation of `{"role": …, "content": …}`. One of the two.
+        samples: number of answers asked for.
+        first_sample: number of the first of them, so that a request can ask for what is missing alone.
+        sampling: how tokens are chosen.
+        stop: texts that end an answer and are not part of it.
+        origin: where the request comes from; no part of its hash.
+    """
+
+    prompt: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+    samples: int = 1
+    first_sample: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    origin: Origin | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            raise ConfigurationError("a request has either a prompt or messages")
+        if self.samples < 1 or self.first_sample < 0:
+            raise ConfigurationError(f"a request asks for {self.samples} samples from {self.first_sample} on")
+        for message in self.messages or ():
+            if set(message) != {"role", "content"}:
+                raise ConfigurationError(f"a message has a role and a content, and this one has {sorted(message)}")
+        if isinstance(self.stop, str) or "" in self.stop:
+            raise ConfigurationError("stop is a list of texts, none of them empty")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+    @property
+    def numbers(self) -> range:
+        """Numbers of the samples asked for."""
+        return range(self.first_sample, self.first_sample + self.samples)
+
+    @property
+    def text(self) -> str:
+        """The prompt, or the last message."""
+        return self.prompt if self.prompt is not None else str((self.messages or [{"content": ""}])[-1]["content"])
+
+    def only(self, first_sample: int, samples: int) -> Request:
+        """The same request for other samples."""
+        return replace(self, first_sample=first_sample, samples=samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the answer depends on, as plain data: without the number of samples and the origin."""
+        plain: dict[str, Any] = {"sampling": self.sampling.to_dict()}
+        if self.prompt is not None:
+            plain["prompt"] = self.prompt
+        else:
+            plain["messages"] = [dict(message) for message in self.messages or ()]
+        if self.stop:
+            plain["stop"] = list(self.stop)
+        return plain
+
+    def key(self, identity: str = "") -> str:
+        """The request hash: 64 hexadecimal digits, the same in every process and version of Python.
+
+        Args:
+            identity: who is asked. Answers of different models never mix.
+        """
+        plain = {**self.to_dict(), "identity": identity}
+        text = json.dumps(plain, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer.
+
+    Attributes:
+        text: the text, without the prompt and without the stop text.
+        finish: why it ended: "stop" (by itself or at a stop text) or "length" (at max_tokens).
+    """
+
+    text: str
+    finish: str = "stop"
+
+
+@dataclass
+class Answer:
+    """What came of one request.
+
+    Attributes:
+        request: the request.
+        completions: answers by sample number.
+        failures: one sentence for each sample that was not answered.
+    """
+
+    request: Request
+    completions: dict[int, Completion] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of the samples that were answered, by number."""
+        return [self.completions[number].text for number in sorted(self.completions)]
+
+    @classmethod
+    def refused(cls, request: Request, reason: str) -> Answer:
+        """No sample was answered, all for one reason."""
+        return cls(request, failures=dict.fromkeys(request.numbers, reason))
+
+
+class TextGenerator(ABC):
+    """Base of all generators: teachers, referees and students that answer in text.
+
+    Subclasses implement `generate`; those that wait for a server override `generate_async` instead of blocking.
+
+    Attributes:
+        capabilities: what it can give: "text", "logprobs" (of the chosen tokens) or "logits" (whole distributions).
+        batch_size: requests handed over in one call.
+        concurrency: calls that may run at the same time.
+    """
+
+    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text"})
+    batch_size: int = 1
+    concurrency: int = 1
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        unknown = cls.capabilities - set(get_args(Capability))
+        if unknown:
+            raise ConfigurationError(f"{cls.__name__}: unknown capabilities {sorted(unknown)}")
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """Who answers: part of each request's hash, so that two models, or two states of one, never share answers."""
+
+    @abstractmethod
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers each request, in the order of the requests.
+
+        A sample that could not be answered is listed in `Answer.failures`; an exception ends the run.
+        """
+
+    async def generate_async(self, requests: Sequence[Request]) -> list[Answer]:
+        """The same for the engine, without blocking its loop."""
+        return await asyncio.to_thread(self.generate, requests)
+
+
+def require(generator: TextGenerator, capabilities: frozenset[Capability], what: str) -> None:
+    """Raises ConfigurationError if a generator cannot give what somebody needs."""
+    missing = sorted(capabilities - generator.capabilities)
+    if missing:
+        raise ConfigurationError(
+            f"{what} needs {' and '.join(missing)}, and {type(generator).__name__} gives only "
+            f"{', '.join(sorted(generator.capabilities))}"
+        )

@@ -1,0 +1,178 @@
+"""Keeps every answer the moment it arrives."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.base import Completion, Request
+
+_APPLICATION = 0x6B646C31  # "kdl1": tells our files from other SQLite files
+_TABLES = """
+CREATE TABLE IF NOT EXISTS completions (
+    request TEXT NOT NULL, sample INTEGER NOT NULL, text TEXT NOT NULL, finish TEXT NOT NULL,
+    PRIMARY KEY (request, sample)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (
+    request TEXT PRIMARY KEY, identity TEXT NOT NULL, content TEXT NOT NULL
+) WITHOUT ROWID;
+"""
+
+
+class CompletionStore:
+    """Answers by (request hash, sample number), in an SQLite file.
+
+    Each answer is committed in a transaction of its own. The first answer to a sample stays: whoever comes second is
+    given the first. Several processes of one machine may share a file (it is in write-ahead mode, which network
+    folders do not support). A killed process loses nothing that was committed; a power failure may cost the last
+    moments.
+
+    Args:
+        path: the file, made with its folder if missing; ":memory:" keeps everything in memory.
+        timeout: seconds to wait for another process before giving up.
+    """
+
+    def __init__(self, path: str | Path, *, timeout: float = 60.0) -> None:
+        self.path = str(path)
+        self._lock = threading.RLock()
+        if self.path != ":memory:":
+            if Path(self.path).is_dir():
+                raise ConfigurationError(f"store: {self.path} is a folder; give the path of a file")
+            try:
+                Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationError(f"store: no folder for {self.path} ({error.strerror})") from error
+        with self._sentences():
+            # Without Python's implicit transactions a statement is a transaction.
+            self._connection = sqlite3.connect(
+                self.path, timeout=timeout, isolation_level=None, check_same_thread=False
+            )
+        try:
+            with self._sentences():
+                self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        if application != _APPLICATION:
+            if self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and not self._ours():
+                raise ConfigurationError(f"store: {self.path} is a database of something else; give another path")
+            self._connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        for statement in _TABLES.split(";"):
+            self._connection.execute(statement)
+
+    def _ours(self) -> bool:
+        # Another process may be making the file at this moment: its tables are there and the mark is not seen yet.
+        names = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        return names <= {"completions", "requests"}
+
+    def get(self, key: str, numbers: Iterable[int]) -> dict[int, Completion]:
+        """The stored answers among the given samples of a request."""
+        wanted = set(numbers)
+        with self._sentences():
+            rows = self._connection.execute(
+                "SELECT sample, text, finish FROM completions WHERE request = ?", (key,)
+            ).fetchall()
+        return {sample: Completion(text, finish) for sample, text, finish in rows if sample in wanted}
+
+    def put(
+        self, key: str, number: int, completion: Completion, *, request: Request | None = None, identity: str = ""
+    ) -> Completion:
+        """Commits an answer, and returns what the store now holds for this sample: an earlier answer wins.
+
+        Args:
+            key: the request's hash.
+            number: the sample's number.
+            completion: the answer.
+            request: stored beside its first answer, for those who read the file.
+            identity: who answered.
+        """
+        with self._sentences():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._connection.execute(
+                    "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)",
+                    (key, number, _clean(completion.text), completion.finish),
+                )
+                if request is not None:
+                    content = json.dumps(request.to_dict(), ensure_ascii=False, sort_keys=True)
+                    self._connection.execute(
+                        "INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (key, identity, _clean(content))
+                    )
+                row = self._connection.execute(
+                    "SELECT text, finish FROM completions WHERE request = ? AND sample = ?", (key, number)
+                ).fetchone()
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        return Completion(*row)
+
+    def rows(self) -> Iterator[tuple[str, int, str]]:
+        """All answers as (request hash, sample number, text), by key."""
+        with self._sentences():
+            rows = self._connection.execute(
+                "SELECT request, sample, text FROM completions ORDER BY request, sample"
+            ).fetchall()
+        yield from rows
+
+    def __len__(self) -> int:
+        with self._sentences():
+            return int(self._connection.execute("SELECT count(*) FROM completions").fetchone()[0])
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._connection.close()
+
+    def __del__(self) -> None:
+        connection = getattr(self, "_connection", None)
+        if connection is not None:
+            connection.close()
+
+    def __enter__(self) -> CompletionStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """One thread at a time, and SQLite's errors as sentences that say what to do."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise ConfigurationError(_sentence(self.path, error)) from error
+
+
+def _clean(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and SQLite cannot, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _sentence(path: str, error: Any) -> str:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return f"store: {path} is locked by another process; wait for it or end it"
+    if "full" in text:
+        return f"store: no space left for {path}; make room and start again, nothing stored is lost"
+    if "not a database" in text or "malformed" in text:
+        return f"store: {path} is damaged or no SQLite file ({text}); move it away or give another path"
+    if "readonly" in text or "unable to open" in text:
+        return f"store: {path} cannot be written ({text}); check the folder's permissions"
+    return f"store: {path}: {text}"
