@@ -61,7 +61,7 @@ TEXTS: dict[str, str] = {
     + "\n"
     + _RUNS,
     "predict": "usage: kdlightning predict [-c NAME|PATH]... [--ckpt_path last|best|PATH]\n\n"
-    "Writes predictions.jsonl into the run's folder, a line for each sample: index, prediction, probability, target.\n\n"
+    "Writes predictions.jsonl into the run's folder, a line a sample: index, prediction, probability, target.\n\n"
     "Examples\n"
     "  kdlightning predict -c offline/response/kd --ckpt_path best\n"
     + _TRAINING.format(checkpoint="which checkpoint (default: the newest run's last one)")
@@ -81,7 +81,8 @@ TEXTS: dict[str, str] = {
     "  --no-baseline   leave out the student on labels alone\n"
     "  --dry-run       print the stages and what would happen to them\n"
     "  --debug         show the traceback of an error\n",
-    "list": "usage: kdlightning list [TEXT] [--access A] [--mode M] [--knowledge K] [--ability A] [--task T] [--json]\n\n"
+    "list": "usage: kdlightning list [TEXT] [--access A] [--mode M] [--knowledge K] [--ability A] [--task T]"
+    " [--json]\n\n"
     "Lists the configurations that ship, from their headers.\n\n"
     "Examples\n"
     "  kdlightning list\n"
@@ -99,7 +100,7 @@ TEXTS: dict[str, str] = {
     "  --role ROLE     student or teacher (default: both)\n"
     "  --input SHAPE   shape of one sample, for example 3,32,32\n"
     "  --json          an array of {name, shape, kind}\n",
-    "export": "usage: kdlightning export CKPT|RUN_FOLDER [--format FORMAT] [--output DIR] [--which student|peer1|...]\n\n"
+    "export": "usage: kdlightning export CKPT|RUN_FOLDER [--format FORMAT] [--output DIR] [--which WHO]\n\n"
     "Writes the student alone, loads it again with the named library alone, and compares its answers.\n\n"
     "Examples\n"
     "  kdlightning export runs/mine/seed0/version_0\n"
@@ -108,7 +109,7 @@ TEXTS: dict[str, str] = {
     "  --format auto|timm|transformers|safetensors   default auto: what the student's own library loads\n"
     "  --output DIR    default: a folder named export beside the checkpoints; must be new or an earlier export\n"
     "  --which WHO     student, or a peer of online distillation: peer1, peer2, ... (default student)\n",
-    "compare": "usage: kdlightning compare RUN... [--metric NAME] [--checkpoint last|best] [--baseline CONFIG] [--json]\n\n"
+    "compare": "usage: kdlightning compare RUN... [--metric NAME] [--checkpoint WHICH] [--baseline CONFIG] [--json]\n\n"
     "Groups finished runs by configuration: mean ± deviation over seeds, and the difference to the same student on\n"
     "labels alone, paired by seed. Reads nothing but result.json files (RUN: one of them, or any folder above).\n\n"
     "Examples\n"

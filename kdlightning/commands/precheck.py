@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import kdlightning
+from kdlightning.commands.runs import run_of
 from kdlightning.commands.shipped import config_name, find_config
 from kdlightning.errors import ConfigurationError, nearest
 
@@ -73,6 +74,7 @@ def read_request(command: str, argv: list[str]) -> Request:
         _take(request, option, value)
     if request.only_prints:
         return request
+    _take_run_config(request)
     for path, content in request.configs:
         check_content(path, content, command)
     if not request.name:
@@ -115,7 +117,7 @@ def _take(request: Request, option: str, value: str | None) -> None:
         request.arguments.append("--help")
         return
     if not option.startswith("--") or head not in known:
-        names = [f"--{name}" for name in (*known, *_USUAL, "help", "help-all", "debug") if name not in ("c", "registry")]
+        names = [f"--{name}" for name in (*known, *_USUAL, "help", "help-all", "debug") if name != "c"]
         raise ConfigurationError(f"{request.command} has no option {option}{nearest(option, names)}")
     if bare.endswith(".help") or bare == "print_config":
         request.only_prints = True
@@ -155,6 +157,16 @@ def _take_checkpoint(request: Request, value: str) -> None:
     request.checkpoint = value
 
 
+def _take_run_config(request: Request) -> None:
+    """A checkpoint alone says enough: its run keeps the configuration beside it."""
+    if request.configs or any(option == "model" for option, _ in request.options) or request.checkpoint is None:
+        return
+    path = run_of(Path(request.checkpoint)) / "config.yaml"
+    if path.is_file():
+        request.configs.append((path, load(path)))
+        request.arguments = ["--config", str(path), *request.arguments]
+
+
 def _needed(option: str, value: str | None) -> str:
     if value is None:
         raise ConfigurationError(f"{option} needs a value")
@@ -189,7 +201,7 @@ def load(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigurationError(f"{path}: the top level must be options (model:, data:, trainer:), not a {_kind(content)}")
+        raise ConfigurationError(f"{path}: the top level must be options, not a {_kind(content)}")
     return content
 
 
@@ -219,7 +231,8 @@ def check_class(base: str, name: Any, where: str) -> None:
     """Refuses a class that is neither one of ours nor importable. `base` is model or data."""
     if not isinstance(name, str) or name.endswith((".yaml", ".yml")) or name.lstrip().startswith("{"):
         return
-    family = {n for n, module in kdlightning._HOME.items() if module.split(".")[1] == ("modules" if base == "model" else "data")}
+    folder = "modules" if base == "model" else "data"
+    family = {name for name, module in kdlightning._HOME.items() if module.split(".")[1] == folder}
     package, _, short = name.rpartition(".")
     if package in ("", kdlightning.__name__):
         if short not in kdlightning._HOME:

@@ -22,7 +22,7 @@ class Progress(ProgressBar):
         super().__init__()
         self.seconds = seconds
         self._on = True
-        self._started = self._written = self._moved = 0.0
+        self._started = self._written = self._moved = time.monotonic()
         self._first_epoch = 0
         self._line_epoch = -1
         self._open = False

@@ -23,13 +23,18 @@ _NOISE = (
     r".*add_instantiator.*|.*instantiate_classes.*|.*skip_none.*",
     r".*resuming from a checkpoint that ended before the epoch ended.*",
     r".*`weights_only`.*",
+    # validate, test and predict need no checkpoint callback; a missing knowledge callback is named by the module.
+    r".*callbacks used to create the checkpoint need to be provided.*",
 )
-_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning")
+_LOGGERS = ("lightning.pytorch", "lightning.fabric", "lightning_fabric", "pytorch_lightning", "timm")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, Lightning's notes are silent, and a warning that is left takes one line."""
+    # Lightning sets the levels of its loggers when it is imported: afterwards they stay as we set them.
+    import lightning.pytorch  # noqa: F401
+
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     shown = warnings.showwarning
     with warnings.catch_warnings():
@@ -37,7 +42,7 @@ def quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=pattern)
         warnings.showwarning = _one_line
         for name in _LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
+            logging.getLogger(name).setLevel(logging.ERROR if name == "timm" else logging.WARNING)
         try:
             yield
         finally:

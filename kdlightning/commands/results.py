@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import kdlightning
+from kdlightning.export import input_shapes
 
 SCHEMA = 1
 _PACKAGES = ("torch", "lightning", "torchmetrics", "timm", "transformers", "jsonargparse")
@@ -108,28 +109,6 @@ def latency(student: nn.Module, inputs: Any, budget: float = 1.0) -> float | Non
             times.append(1000 * (time.perf_counter() - start))
     # The first pass allocates.
     return round(statistics.median(times[1:] or times), 4)
-
-
-def input_shapes(inputs: Any) -> Any:
-    """Shape without the batch, and type, of every input tensor; enough to make up inputs later."""
-    if isinstance(inputs, Tensor):
-        return {"shape": list(inputs.shape[1:]), "dtype": str(inputs.dtype).removeprefix("torch.")}
-    if isinstance(inputs, Mapping):
-        return {"named": {str(name): input_shapes(value) for name, value in inputs.items()}}
-    return {"positional": [input_shapes(value) for value in inputs]}
-
-
-def made_up_inputs(shapes: Mapping[str, Any], samples: int = 2) -> Any:
-    """Random inputs of the shapes that `input_shapes` wrote; integers are 1, which every vocabulary has."""
-    if "named" in shapes:
-        return {name: made_up_inputs(value, samples) for name, value in shapes["named"].items()}
-    if "positional" in shapes:
-        return tuple(made_up_inputs(value, samples) for value in shapes["positional"])
-    kind = getattr(torch, shapes["dtype"])
-    size = (samples, *shapes["shape"])
-    if kind.is_floating_point:
-        return torch.rand(size, generator=torch.Generator().manual_seed(0)).to(kind)
-    return torch.ones(size, dtype=kind)
 
 
 def _map(value: Any, function: Any) -> Any:

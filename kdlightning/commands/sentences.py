@@ -122,8 +122,9 @@ def _unknown_option(leaf: Leaf, prefix: str) -> str | None:
         return None
     name = found[1].removeprefix("init_args.")
     owner = leaf.owner or ""
-    if owner in re.findall(r"<class '([\w.]+)'>", leaf.types) and len(subclasses(leaf.types)) > 1:
-        return f"{prefix}name a class first: --{leaf.option}=CLASS{nearest('', set(subclasses(leaf.types)) - {_short(owner)})}"
+    known = set(subclasses(leaf.types)) - {_short(owner)}
+    if known and owner in re.findall(r"<class '([\w.]+)'>", leaf.types):
+        return f"{prefix}name a class first, --{leaf.option}=CLASS{nearest('', known)}"
     return f"{prefix}{_short(owner)} has no option {name!r}{nearest(name, parameters(owner))}"
 
 
@@ -162,10 +163,11 @@ def _missing(leaf: Leaf, prefix: str) -> str | None:
     found = re.match(r"the following arguments are required: (.+)", leaf.text)
     if not found:
         return None
-    names = [name.strip().split(".", 1)[-1] for name in found[1].split(",")] if not leaf.owner else [found[1]]
     if leaf.owner:
         return f"{prefix}{_short(leaf.owner)} needs {found[1]}: --{leaf.option}.{found[1].split(',')[0]}=…"
-    return f"{' and '.join(names)} missing: give {' and '.join('--' + name for name in names)} or a configuration with -c"
+    names = [name.strip().split(".", 1)[-1] for name in found[1].split(",")]
+    options = " and ".join(f"--{name}" for name in names)
+    return f"{' and '.join(names)} missing: give {options}, or a configuration with -c"
 
 
 def _foreign(leaf: Leaf, prefix: str) -> str | None:
