@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -93,15 +94,14 @@ class ArrayData(Dataset):
 
     def select(self, rows: Tensor) -> ArrayData:
         """Some of these samples; the arrays are shared."""
-        return self._copy(rows=self.rows[rows])
+        other = copy(self)
+        other.rows = self.rows[rows]
+        return other
 
     def plain(self) -> ArrayData:
         """The same samples without augmentation."""
-        return self._copy(augment=None, transform=None, random_sources=())
-
-    def _copy(self, **changes: Any) -> ArrayData:
-        other = object.__new__(type(self))
-        other.__dict__.update(self.__dict__, **changes)
+        other = copy(self)
+        other.augment, other.transform, other.random_sources = None, None, ()
         return other
 
     def load(self, indices: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -116,9 +116,13 @@ class IndexedViews(Dataset):
         return IndexedItem(samples[0], number, view, tuple(samples[1:]))
 
     def _batch(self, indices: Sequence[int]) -> LoadedBatch:
-        index = torch.tensor([int(i) for i in indices])
-        view = torch.tensor([int(getattr(i, "view", 0)) for i in indices])
-        batches = [self.dataset.load(index, mix_tensors(self.seed, view, index, k)) for k in range(self.views)]
+        index = torch.tensor(indices)
+        view = torch.tensor([getattr(i, "view", 0) for i in indices])
+        if self.random_sources:
+            seeds = [mix_tensors(self.seed, view, index, k) for k in range(self.views)]
+        else:
+            seeds = [torch.zeros_like(index)] * self.views
+        batches = [self.dataset.load(index, of_view) for of_view in seeds]
         return LoadedBatch(batches[0], index, view, tuple(batches[1:]))
 
 

@@ -50,17 +50,3 @@ def pack(
         "attention_mask": counted.view(-1, block_size),
         "labels": labels.view(-1, block_size),
     }
-
-
-def pad_rows(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Rows of unequal length as one array, filled up on the right.
-
-    Args:
-        rows: integers.
-        value: the filling.
-
-    Returns:
-        `(len(rows), longest)` int64.
-    """
-    longest = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.int64)

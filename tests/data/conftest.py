@@ -11,9 +11,12 @@ import lightning as L
 import numpy
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 torch.set_num_threads(1)
+settings.register_profile("patient", deadline=None, max_examples=50)
+settings.load_profile("patient")
 
 
 class Noisy(torch.utils.data.Dataset):

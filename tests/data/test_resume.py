@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ pytestmark = [
 def train(module: Any, data: Any, folder: Path, workers: int, persistent: bool, resume: bool, **options: Any) -> Any:
     torch.manual_seed(0)
     loaders = [
-        ResumableLoader(
-            data, 4, shuffle, seed=5, num_workers=workers, persistent_workers=persistent and bool(workers)
-        )
+        ResumableLoader(data, 4, shuffle, seed=5, num_workers=workers, persistent_workers=persistent and bool(workers))
         for shuffle in (True, False)
     ]
     trainer = L.Trainer(
@@ -41,10 +40,8 @@ def train(module: Any, data: Any, folder: Path, workers: int, persistent: bool, 
         ],
         **options,
     )
-    try:
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         trainer.fit(module, *loaders, ckpt_path=str(folder / "last.ckpt") if resume else None)
-    except (KeyboardInterrupt, SystemExit):
-        pass
     return module
 
 
