@@ -53,7 +53,6 @@ class FrozenTeacher(NetworkTeacher):
         if checkpoint is not None:
             load_weights(model, checkpoint, key_map)
         self.__dict__["model"] = model.requires_grad_(False).eval()
-        self.train(False)
         self.label_map = None if label_map is None else list(label_map)
         self.batch_stats = batch_stats
         self._normalization = (
@@ -64,10 +63,6 @@ class FrozenTeacher(NetworkTeacher):
     def network(self) -> nn.Module:
         """The frozen network."""
         return self.__dict__["model"]
-
-    def train(self: Self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
-        return super().train(False)
 
     def _apply(self: Self, fn: Callable[..., Any], recurse: bool = True) -> Self:
         self.network._apply(fn)
