@@ -183,10 +183,10 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         for knowledge in self._knowledge:
             if self.is_active(knowledge.key, step):
                 terms[knowledge.key] = knowledge.compute(self.adapters, step)
-        own = self.distill_terms(step)
-        if own:
-            terms |= own
+        if self.has_own_terms:
+            own = self.distill_terms(step)
             self._check_own_terms(own)
+            terms |= own
         return terms
 
     def combine(self, terms: Mapping[str, Tensor], step: DistillStep) -> tuple[Tensor, dict[str, Tensor]]:

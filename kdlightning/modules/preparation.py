@@ -79,11 +79,16 @@ class PreparationMixin:
     def _check_own_terms(self: DistillModule, own: Mapping[str, Tensor]) -> None:  # type: ignore[misc]
         if not self._first_step:
             return
+        known = self._known_terms()
+        for name, value in own.items():
+            if name in (*known, "loss"):
+                raise ConfigurationError(f"distill_terms returns {name!r}, which is taken: give the term another name")
+            if not isinstance(value, Tensor) or value.ndim > 0:
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ConfigurationError(f"distill_terms: {name!r} must be a scalar tensor, a mean over the batch, not {what}")
         for name in self._given_weights:
-            if name not in own and name not in self._known_terms():
-                raise ConfigurationError(
-                    f"weights: no term is named {name!r}{nearest(name, [*own, *self._known_terms()])}"
-                )
+            if name not in own and name not in known:
+                raise ConfigurationError(f"weights: no term is named {name!r}{nearest(name, [*own, *known])}")
 
     def _known_terms(self: DistillModule) -> list[str]:  # type: ignore[misc]
         return ["task", *self.term_defaults(), *(spec.name for spec in self._specs), *(t.key for t in self._knowledge)]
