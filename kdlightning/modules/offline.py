@@ -7,7 +7,7 @@ from torch import nn
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
-from kdlightning.losses.response import KD
+from kdlightning.losses.response import DKD, KD
 from kdlightning.losses.token_terms import ForwardKL
 from kdlightning.modules.base import DistillModule
 from kdlightning.schedules import Weight
@@ -57,7 +57,12 @@ class OfflineDistillation(DistillModule):
             if response != "default":
                 raise ConfigurationError(f"response must be a loss such as KD(), null or default, not {response!r}")
             response = ForwardKL() if task.counts_tokens else KD()
-        if teacher is student:
+        if isinstance(response, (KD, DKD)) and not task.class_probabilities:
+            raise ConfigurationError(
+                f"{type(response).__name__} compares probabilities of classes, and {type(task).__name__} has none: give a "
+                "response of your own, or response=None (null in YAML) with callbacks or distill_terms"
+            )
+        if student in (teacher, getattr(teacher, "network", None)):
             raise ConfigurationError("teacher and student are the same object: build two networks")
         self.teacher = as_teacher(teacher)
         self.response = response

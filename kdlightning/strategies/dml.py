@@ -36,7 +36,7 @@ class DML(OnlineStrategy):
 
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
         """Refuses tasks without class probabilities."""
-        if task.num_classes is None:
+        if task.num_classes is None or not task.class_probabilities:
             raise ConfigurationError("DML compares class probabilities: it needs a task such as Classification")
 
     def forward(self, outputs: Sequence[ModelOutput], *, batch: Batch, progress: float) -> list[Tensor]:

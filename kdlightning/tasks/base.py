@@ -26,12 +26,15 @@ class Task:
         counts_tokens: True for language-model tasks: losses are sums over the counted tokens of a micro-batch, divided
             once by the tokens of the whole accumulation window on all ranks.
         num_classes: number of classes, or None.
+        class_probabilities: False if the outputs' softmax over the last dimension means nothing; methods that compare
+            probabilities of classes then refuse the task.
         wants_hidden: True if networks should give `hidden` and `head` rather than full logits.
     """
 
     monitor: ClassVar[str] = "val/loss"
     monitor_mode: ClassVar[str] = "min"
     counts_tokens: ClassVar[bool] = False
+    class_probabilities: ClassVar[bool] = True
     wants_hidden: ClassVar[bool] = False
     num_classes: int | None = None
 

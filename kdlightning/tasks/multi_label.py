@@ -27,6 +27,7 @@ class MultiLabel(Task):
 
     monitor: ClassVar[str] = "val/f1"
     monitor_mode: ClassVar[str] = "max"
+    class_probabilities: ClassVar[bool] = False
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels

@@ -26,6 +26,7 @@ class Regression(Task):
 
     monitor: ClassVar[str] = "val/rmse"
     monitor_mode: ClassVar[str] = "min"
+    class_probabilities: ClassVar[bool] = False
 
     def __init__(self, num_outputs: int = 1) -> None:
         self.num_outputs = num_outputs
