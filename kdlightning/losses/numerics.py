@@ -33,7 +33,8 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         wide_args = [widened(value) for value in args]
         wide_kwargs = {name: widened(value) for name, value in kwargs.items()}
-        device = next((value.device.type for value in args if isinstance(value, Tensor)), None)
+        values = (*args, *kwargs.values())
+        device = next((value.device.type for value in values if isinstance(value, Tensor)), None)
         if device is None or not torch.is_autocast_enabled(device):
             return function(*wide_args, **wide_kwargs)  # type: ignore[arg-type]
         with torch.autocast(device, enabled=False):

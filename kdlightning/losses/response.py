@@ -17,8 +17,6 @@ def standardized(logits: Tensor) -> Tensor:
     Args:
         logits: `(B, C)` with C ≥ 2. The deviation is the unbiased one, as in the authors' code.
     """
-    if logits.shape[-1] < 2:
-        raise ValueError("standardize=True needs at least two classes")
     mean, deviation = logits.mean(-1, keepdim=True), logits.std(-1, keepdim=True)
     return (logits - mean) / (1e-7 + deviation)
 
@@ -34,7 +32,7 @@ def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, stand
     cross-entropy; KD_Lib takes the squared error of probabilities.
 
     Args:
-        student: logits `(B, C)`.
+        student: logits `(B, C)`, C ≥ 2.
         teacher: logits `(B, C)`; no gradient flows into them.
         temperature: T > 0; 4 is the CIFAR-100 habit of RepDistiller and mdistiller, 1 their ImageNet one.
         standardize: standardise both logits first (Sun et al., 2024, who use T = 2 and weights 0.1 and 9).
@@ -44,6 +42,8 @@ def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, stand
     """
     check_logits(student, teacher)
     check_positive("temperature", temperature)
+    if student.shape[1] < 2:
+        raise ValueError("KD needs at least two classes: the softmax of a single output is always 1")
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardized(student), standardized(teacher)

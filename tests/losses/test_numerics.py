@@ -7,7 +7,7 @@ from kdlightning.losses.numerics import full_precision, log_probabilities
 
 
 @full_precision
-def product(a: Tensor, *, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
@@ -15,7 +15,9 @@ def test_products_ignore_autocast_and_half_precision() -> None:
     a, b = torch.full((2, 2), 1.001), torch.full((2, 2), 3.007)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (a @ b).dtype == torch.bfloat16
-        assert torch.equal(product(a, b=b), (a.double() @ b.double()).float())
+        true = (a.double() @ b.double()).float()
+        assert torch.equal(product(a, b), true)
+        assert torch.equal(product(a=a, b=b), true)
         assert product(a.half(), b=b).dtype == torch.float32
         assert (a @ b).dtype == torch.bfloat16
     assert product(a.double(), b=b.double()).dtype == torch.float64
