@@ -75,6 +75,8 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._given_weights: dict[str, Weight] = dict(weights or {})
         self._weights: dict[str, Weight] = {}
         self._specs: list[TermSpec] = []
+        self._declared: list[TermSpec] = []
+        self._declared_to = 0
         self._knowledge: list[KnowledgeTerm] = []
         self._readers: dict[str, TapReader] = {}
         self._guard = FiniteGuard()

@@ -26,6 +26,10 @@ class PreparationMixin:
 
     def declare_term(self: DistillModule, spec: TermSpec) -> None:  # type: ignore[misc]
         """Adds a term on taps; callbacks call this in their `setup`, which runs before the module's."""
+        if self._declared_to != id(self._trainer):
+            # Another run was broken off between its callbacks' setup and the module's.
+            self._specs = []
+        self._declared_to = id(self._trainer)
         self._specs.append(spec)
 
     @property
@@ -44,6 +48,8 @@ class PreparationMixin:
         """Resolves taps, takes shapes, builds adapters; before optimizers and DDP exist."""
         self._check_classes()
         fitting = stage == "fit"
+        # A run that fails is never torn down: what callbacks declared is taken over here, once.
+        self._declared, self._specs = self._specs, []
         self._knowledge = self._resolve_terms() if fitting else []
         self._open_readers()
         if fitting:
@@ -59,13 +65,13 @@ class PreparationMixin:
             reader.close()
         if self.teacher is not None:
             self.teacher.close()
-        self._specs = []
+        self._declared = []
         self._knowledge = []
 
     def all_weights(self: DistillModule) -> dict[str, Any]:  # type: ignore[misc]
         """Weights of all terms known now."""
         known: dict[str, float] = {"task": 1.0, **self.term_defaults()}
-        weights = merge_weights(known, self._specs, self._given_weights, own_terms=self.has_own_terms)
+        weights = merge_weights(known, self._declared, self._given_weights, own_terms=self.has_own_terms)
         for term in self._knowledge:
             weights.setdefault(term.key, weights[term.spec.name])
         return weights
@@ -91,7 +97,7 @@ class PreparationMixin:
                 raise ConfigurationError(f"weights: no term is named {name!r}{nearest(name, [*own, *known])}")
 
     def _known_terms(self: DistillModule) -> list[str]:  # type: ignore[misc]
-        return ["task", *self.term_defaults(), *(spec.name for spec in self._specs), *(t.key for t in self._knowledge)]
+        return ["task", *self.term_defaults(), *(spec.name for spec in self._declared), *(t.key for t in self._knowledge)]
 
     @property
     def _reads_logits(self: DistillModule) -> Sequence[str]:  # type: ignore[misc]
@@ -106,9 +112,9 @@ class PreparationMixin:
             )
 
     def _resolve_terms(self: DistillModule) -> list[KnowledgeTerm]:  # type: ignore[misc]
-        check_names(self._specs, ["task", *self.term_defaults()])
+        check_names(self._declared, ["task", *self.term_defaults()])
         terms = []
-        for spec in self._specs:
+        for spec in self._declared:
             for learner, sources in self.links().items():
                 if not sources:
                     raise ConfigurationError(f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher")
