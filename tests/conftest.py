@@ -1,0 +1,64 @@
+"""Quiet and quick runs for every test."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    """Lightning's notes on devices and tips would fill the output of failing tests."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def _own_seed() -> Iterator[None]:
+    """Each test starts from the same random state, and leaves no seed of a run behind."""
+    before = os.environ.pop("PL_GLOBAL_SEED", None)
+    torch.manual_seed(0)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    if before is not None:
+        os.environ["PL_GLOBAL_SEED"] = before
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets; tests that need it are skipped without it."""
+    folder = os.environ.get("KDLIGHTNING_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("KDLIGHTNING_DATA names no folder of real data sets")
+    return Path(folder)
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Any:
+    """Makes a bare Trainer: CPU, no logger, no progress bar, no checkpoint unless asked for."""
+    import lightning as L
+
+    def make(**options: Any) -> L.Trainer:
+        options = {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 1,
+            "logger": False,
+            "enable_checkpointing": any("Checkpoint" in type(c).__name__ for c in options.get("callbacks", [])),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "default_root_dir": str(tmp_path),
+            "log_every_n_steps": 1,
+        } | options
+        return L.Trainer(**options)
+
+    return make

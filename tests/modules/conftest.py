@@ -1,0 +1,96 @@
+"""Tiny networks, data and a hand-written reading of a run's terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from kdlightning import ConvNet
+
+
+def network(width: int, seed: int, **options: Any) -> nn.Module:
+    """A small CNN for 8×8 grey images and five classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ConvNet(5, widths=(width, 2 * width), **options)
+
+
+@pytest.fixture
+def net() -> Callable[..., nn.Module]:
+    return network
+
+
+@pytest.fixture
+def dense() -> Callable[..., nn.Module]:
+    """A perceptron without batch norm: its output for a sample does not depend on the others."""
+
+    def make(seed: int, width: int = 8, dropout: float = 0.0) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(64, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, 5)
+            )
+
+    return make
+
+
+@pytest.fixture
+def samples() -> TensorDataset:
+    """26 images of five classes."""
+    generator = torch.Generator().manual_seed(7)
+    return TensorDataset(torch.randn(26, 1, 8, 8, generator=generator), torch.randint(5, (26,), generator=generator))
+
+
+@pytest.fixture
+def loader(samples: TensorDataset) -> Callable[..., DataLoader]:
+    """Stock loaders in the data's order: batches of 8, 8, 8 and 2."""
+
+    def make(batch_size: int = 8, **options: Any) -> DataLoader:
+        return DataLoader(samples, batch_size, **options)
+
+    return make
+
+
+@pytest.fixture
+def resumable_loader(samples: TensorDataset) -> Callable[..., Any]:
+    """Our loaders: shuffled by epoch, with sample numbers."""
+    from kdlightning.data.loader import ResumableLoader
+
+    def make(batch_size: int = 8, shuffle: bool = True, **options: Any) -> Any:
+        return ResumableLoader(samples, batch_size, shuffle, **({"seed": 3} | options))
+
+    return make
+
+
+@pytest.fixture
+def sgd() -> Callable[..., Any]:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+    return make
+
+
+@pytest.fixture
+def weights_of() -> Callable[[nn.Module], list[Tensor]]:
+    def read(module: nn.Module) -> list[Tensor]:
+        return [p.detach().clone() for p in module.parameters()]
+
+    return read
+
+
+@pytest.fixture
+def same_state() -> Callable[..., None]:
+    """Asserts that two modules hold bit-for-bit the same parameters and buffers."""
+
+    def check(first: nn.Module, second: nn.Module) -> None:
+        ours, theirs = first.state_dict(), second.state_dict()
+        assert ours.keys() == theirs.keys()
+        different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+        assert not different
+
+    return check
