@@ -199,8 +199,8 @@ class DistillDataModule(L.LightningDataModule):
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         return ResumableLoader(
             IndexedViews(data, seed, self.views if training else 1, collated=True),
-            size,
-            training,
+            batch_size=size,
+            shuffle=training,
             seed=seed,
             collate_fn=self.collate_fn,
             num_workers=self.num_workers,

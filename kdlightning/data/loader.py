@@ -33,7 +33,8 @@ class ResumableLoader(DataLoader):
 
     Args:
         dataset: map-style; wrapped by `IndexedViews` unless it is.
-        batch_size: samples in a batch, for each process.
+        batch_size: samples in a batch, for each process; best given by name, as is `shuffle`: where Lightning makes a
+            loader anew (for `predict`, `overfit_batches`), it cannot replace what was given by position.
         shuffle: True for training; otherwise samples come as they stand, each on one rank only.
         sampler: instead of `shuffle`: another order; it is iterated with seeded generators and split over the ranks.
         batch_sampler: instead of all of these; for Lightning, when it predicts. Such a loader starts from the front.
@@ -49,9 +50,9 @@ class ResumableLoader(DataLoader):
         dataset: Any,
         batch_size: int | None = 1,
         shuffle: bool | None = None,
+        *,
         sampler: Sampler | None = None,
         batch_sampler: Any = None,
-        *,
         seed: int | None = None,
         views: int = 1,
         collate_fn: Any = None,
@@ -181,8 +182,8 @@ def resumable(
     if not isinstance(source, DataLoader):
         return ResumableLoader(
             source,
-            64 if batch_size is None else batch_size,
-            (shuffle is None or shuffle) if options.get("sampler") is None else None,
+            batch_size=64 if batch_size is None else batch_size,
+            shuffle=(shuffle is None or shuffle) if options.get("sampler") is None else None,
             seed=seed,
             views=views,
             **options,
@@ -208,8 +209,8 @@ def resumable(
             taken["sampler"] = order
     return ResumableLoader(
         source.dataset,
-        source.batch_size if batch_size is None else batch_size,
-        shuffle,
+        batch_size=source.batch_size if batch_size is None else batch_size,
+        shuffle=shuffle,
         seed=seed,
         views=views,
         **{**taken, **options},

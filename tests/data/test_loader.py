@@ -131,7 +131,7 @@ def test_what_cannot_be_resumed_is_refused(source: Any, message: str) -> None:
 
 def test_wrapping_twice_changes_nothing() -> None:
     views = IndexedViews([1, 2, 3], seed=9)
-    loader = ResumableLoader(views, 2, True, collate_fn=IndexedCollate(seed=9))
+    loader = ResumableLoader(views, batch_size=2, shuffle=True, collate_fn=IndexedCollate(seed=9))
     assert loader.dataset is views
     assert loader.seed == 9
     assert next(iter(loader)).data.shape == (2,)

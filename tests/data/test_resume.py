@@ -26,7 +26,14 @@ pytestmark = [
 def train(module: Any, data: Any, folder: Path, workers: int, persistent: bool, resume: bool, **options: Any) -> Any:
     torch.manual_seed(0)
     loaders = [
-        ResumableLoader(data, 4, shuffle, seed=5, num_workers=workers, persistent_workers=persistent and bool(workers))
+        ResumableLoader(
+            data,
+            batch_size=4,
+            shuffle=shuffle,
+            seed=5,
+            num_workers=workers,
+            persistent_workers=persistent and bool(workers),
+        )
         for shuffle in (True, False)
     ]
     trainer = L.Trainer(
