@@ -1,0 +1,30 @@
+"""Data: DataModules, one a file, and loaders whose every batch is a function of seed, epoch and number."""
+
+from kdlightning.data.base import DistillDataModule
+from kdlightning.data.batch import Batch, LoadedBatch
+from kdlightning.data.cifar import CIFAR10, CIFAR100
+from kdlightning.data.digits import Digits
+from kdlightning.data.image_folder import ImageFolder
+from kdlightning.data.loader import ResumableLoader, resumable
+from kdlightning.data.mnist import MNIST
+from kdlightning.data.mnist1d import MNIST1D
+from kdlightning.data.text_classification import TextClassification
+from kdlightning.data.text_corpus import TextCorpus
+from kdlightning.data.views import IndexedViews
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "MNIST1D",
+    "Batch",
+    "Digits",
+    "DistillDataModule",
+    "ImageFolder",
+    "IndexedViews",
+    "LoadedBatch",
+    "ResumableLoader",
+    "TextClassification",
+    "TextCorpus",
+    "resumable",
+]
