@@ -15,42 +15,65 @@ _NEVER = 2**62
 
 
 class FiniteGuard:
-    """Remembers on the device in which step each term first was NaN or infinite."""
+    """Remembers in which step each term first was NaN or infinite.
 
-    def __init__(self) -> None:
-        self.first: Tensor | None = None
+    A step only keeps its detached scalars. They are reduced together, on the device and without synchronisation, once
+    `most` steps are kept or the terms change; the host looks in `check` alone.
+
+    Args:
+        most: steps kept before they are reduced.
+    """
+
+    def __init__(self, most: int = 128) -> None:
+        self.most = most
         self.names: list[str] = []
         self.checked = 0
+        self._first: dict[str, Tensor] = {}
+        self._rows: list[list[Tensor]] = []
+        self._steps: list[int] = []
 
     def add(self, terms: Mapping[str, Tensor], step: int) -> None:
         """Notes this step's terms; no synchronisation."""
         names = list(terms)
-        values = torch.stack([value.detach() for value in terms.values()])
-        if names != self.names:
-            known = {} if self.first is None else dict(zip(self.names, self.first.unbind(), strict=True))
-            never = values.new_full((), _NEVER, dtype=torch.long)
-            union = names + [name for name in known if name not in names]
-            self.first = torch.stack([known.get(name, never) for name in union])
-            self.names = union
-            if union != names:
-                values = torch.cat([values, values.new_zeros(len(union) - len(names))])
-        elif self.first is None:
-            self.first = torch.full_like(values, _NEVER, dtype=torch.long)
-        assert self.first is not None
-        self.first = torch.where(torch.isfinite(values), self.first, self.first.clamp(max=step))
+        if names != self.names or len(self._rows) >= self.most:
+            self._reduce()
+            self.names = names
+        self._rows.append([_alone(value.detach()) for value in terms.values()])
+        self._steps.append(step)
 
     def check(self, step: int, trainer: Any) -> None:
         """Raises NonFiniteLossError if a term was not finite since the last look."""
-        if self.first is not None:
-            steps = self.first.tolist()
-            bad = {name: at for name, at in zip(self.names, steps, strict=True) if at < _NEVER}
+        self._reduce()
+        if self._first:
+            rows = torch.stack(list(self._first.values())).tolist()
+            bad = {name: row for name, row in zip(self._first, rows, strict=True) if row < _NEVER}
             if bad:
                 name = min(bad, key=lambda each: bad[each])
                 raise NonFiniteLossError(
-                    f"term {name!r} became NaN or infinite at step {bad[name]} (steps {self.checked} to {step} were looked "
-                    f"at); {last_finite(trainer)}. Lower its weight or the learning rate, or clip gradients."
+                    f"term {name!r} became NaN or infinite at step {self._steps[bad[name]]} (steps {self.checked} to {step} "
+                    f"were looked at); {last_finite(trainer)}. Lower its weight or the learning rate, or clip gradients."
                 )
+        self._first.clear()
+        self._steps.clear()
         self.checked = step
+
+    def _reduce(self) -> None:
+        """Folds the kept steps into the row, counted since the last look, at which each term first was not finite."""
+        if not self._rows:
+            return
+        count = len(self._rows)
+        finite = torch.isfinite(torch.stack([value for row in self._rows for value in row])).view(count, -1)
+        numbers = torch.arange(len(self._steps) - count, len(self._steps), device=finite.device)
+        rows = torch.where(finite, _NEVER, numbers[:, None]).amin(0)
+        for name, row in zip(self.names, rows.unbind(), strict=True):
+            known = self._first.get(name)
+            self._first[name] = row if known is None else torch.minimum(known, row)
+        self._rows.clear()
+
+
+def _alone(value: Tensor) -> Tensor:
+    """The scalar without a large tensor that it may be a view of."""
+    return value if value.untyped_storage().nbytes() <= 64 else value.clone()
 
 
 def last_finite(trainer: Any) -> str:
