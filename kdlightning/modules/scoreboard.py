@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from kdlightning.data.batch import Batch
+from kdlightning.metrics import WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks import Task
 
@@ -25,7 +26,7 @@ class Scoreboard(nn.ModuleDict):
     def __init__(self, task: Task, kind: str = "scores") -> None:
         metrics: dict[str, Metric] = task.comparison()
         if kind == "scores":
-            metrics = {"loss": MeanMetric(nan_strategy="disable"), **task.metrics()}
+            metrics = {"loss": WeightedMean(), **task.metrics()}
         super().__init__(metrics)
         self.task = task
 

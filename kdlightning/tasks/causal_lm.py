@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
-from kdlightning.metrics import PerplexityFromLoss
+from kdlightning.metrics import PerplexityFromLoss, WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
 
@@ -75,7 +75,7 @@ class CausalLM(Task):
 
     def metrics(self) -> dict[str, Metric]:
         """`perplexity`: exp of the mean negative log-likelihood per counted token."""
-        return {"perplexity": PerplexityFromLoss(nan_strategy="disable")}
+        return {"perplexity": PerplexityFromLoss()}
 
     def update(self, metrics: Mapping[str, Metric], output: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `perplexity`."""
@@ -84,7 +84,7 @@ class CausalLM(Task):
 
     def comparison(self) -> dict[str, Metric]:
         """`kl` and `agreement`, per counted token."""
-        return {"kl": MeanMetric(nan_strategy="disable"), "agreement": MeanMetric(nan_strategy="disable")}
+        return {"kl": WeightedMean(), "agreement": WeightedMean()}
 
     def compare(
         self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch

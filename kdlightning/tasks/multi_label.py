@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAccuracy, MultilabelF1Score
 
 from kdlightning.data.batch import Batch
+from kdlightning.metrics import WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
 
@@ -53,7 +54,7 @@ class MultiLabel(Task):
 
     def comparison(self) -> dict[str, Metric]:
         """`agreement` and `kl`."""
-        return {"agreement": MeanMetric(), "kl": MeanMetric()}
+        return {"agreement": WeightedMean(), "kl": WeightedMean()}
 
     def compare(
         self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import MeanMetric, MeanSquaredError, Metric
+from torchmetrics import MeanSquaredError, Metric
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
+from kdlightning.metrics import WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
 
@@ -45,7 +46,7 @@ class Regression(Task):
 
     def comparison(self) -> dict[str, Metric]:
         """`mse_to_teacher`: mean squared difference from the teacher's predictions."""
-        return {"mse_to_teacher": MeanMetric()}
+        return {"mse_to_teacher": WeightedMean()}
 
     def compare(
         self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
