@@ -58,6 +58,20 @@ class PreparationMixin:
                 self._probe()
             for term in self._knowledge:
                 term.build(self.adapters)
+            self._check_fields()
+
+    def _check_fields(self: DistillModule) -> None:  # type: ignore[misc]
+        """What a self-teacher reads of a batch must be in the loader's batches."""
+        needed = getattr(self.teacher, "reads_fields", frozenset())
+        if not needed:
+            return
+        batch = self.sample_batch()
+        for name in sorted(needed):
+            if getattr(batch, name) is None:
+                raise ConfigurationError(
+                    f"{type(self.teacher).__name__} reads batch.{name}, which this loader does not give: wrap the data set "
+                    "with kdlightning.IndexedViews, or the loader with kdlightning.resumable"
+                )
 
     def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
         """Removes hooks and forgets declarations, so that another fit starts clean."""
@@ -110,6 +124,13 @@ class PreparationMixin:
             raise ConfigurationError(
                 f"the data have {theirs} classes and {type(self.task).__name__} has num_classes={ours}: make them agree"
             )
+        words = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", None)
+        for name, network in self.networks.items():
+            rows = getattr(getattr(network, "config", None), "vocab_size", None)
+            if words is not None and rows is not None and rows < words:
+                raise ConfigurationError(
+                    f"the tokenizer has {words} tokens and the {name}'s vocab_size is {rows}: raise it to at least {words}"
+                )
 
     def _resolve_terms(self: DistillModule) -> list[KnowledgeTerm]:  # type: ignore[misc]
         check_names(self._declared, ["task", *self.term_defaults()])

@@ -89,6 +89,8 @@ class SelfTeacher(Teacher):
     """A teacher made of the student itself; it brings its own term, named after the class in snake case."""
 
     default_weights: ClassVar[dict[str, float]] = {}
+    reads_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `Batch` that the term needs and a plain loader may lack; checked before training."""
 
     @property
     def name(self) -> str:

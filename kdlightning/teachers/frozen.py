@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -51,6 +52,11 @@ class FrozenTeacher(NetworkTeacher):
         if (student_normalization is None) != (teacher_normalization is None):
             raise ConfigurationError("FrozenTeacher: give student_normalization and teacher_normalization together")
         if checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise ConfigurationError(
+                    f"no teacher checkpoint at {checkpoint}: train the teacher first (kdlightning fit, or the config that the "
+                    "comment names), or set the teacher's checkpoint to the file you have"
+                )
             load_weights(model, checkpoint, key_map)
         self.__dict__["model"] = model.requires_grad_(False).eval()
         self.label_map = None if label_map is None else list(label_map)
