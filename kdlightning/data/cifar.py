@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdlightning.data.arrays import ArrayData, CropFlip
 from kdlightning.data.base import DistillDataModule, Sources
@@ -41,7 +40,7 @@ class CIFAR10(DistillDataModule):
         path: str | None = None,
         download: bool = False,
         augment: bool = True,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[..., Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from kdlightning.data.arrays import ArrayData, CropFlip
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import existing, read_idx
@@ -33,7 +31,7 @@ class MNIST(DistillDataModule):
         path: str | None = None,
         download: bool = False,
         augment: bool = False,
-        transform: Callable[[Tensor], Tensor] | None = None,
+        transform: Callable[..., Any] | None = None,
         mean: float = 0.1307,
         std: float = 0.3081,
         **options: Any,

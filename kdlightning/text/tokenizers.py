@@ -93,7 +93,7 @@ def _wordpiece(texts: list[str], vocab_size: int) -> tuple[Any, dict[str, Any]]:
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
         for character in word
     )
-    alphabet = sorted(_most_frequent(counts, (vocab_size - len(special)) // 4 or 1))
+    alphabet = sorted(_most_frequent(counts, (vocab_size - len(special)) // 3))
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special, *(f"##{character}" for character in alphabet)],
