@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,12 +141,14 @@ def taps_of(terms: Sequence[KnowledgeTerm], network: str) -> list[str]:
 
 def check_names(specs: Sequence[TermSpec], taken: Sequence[str]) -> None:
     """Raises ConfigurationError if two terms have one name."""
-    seen = {name: "the module" for name in taken}
+    seen = dict.fromkeys(taken, "the module")
     for spec in specs:
         if spec.name in seen:
             raise ConfigurationError(
                 f"two terms are named {spec.name!r} ({seen[spec.name]} and {spec.owner}): give one of them another name="
             )
+        if re.search(r"_peer\d+$", spec.name):
+            raise ConfigurationError(f"{spec.owner}: a name may not end in _peer and a number, as peers' own terms do")
         if not spec.name.isidentifier():
             raise ConfigurationError(f"{spec.owner}: name {spec.name!r} must be a word of letters, digits and _")
         seen[spec.name] = spec.owner

@@ -85,9 +85,14 @@ class PreparationMixin:
     def all_weights(self: DistillModule) -> dict[str, Any]:  # type: ignore[misc]
         """Weights of all terms known now."""
         known: dict[str, float] = {"task": 1.0, **self.term_defaults()}
-        weights = merge_weights(known, self._declared, self._given_weights, own_terms=self.has_own_terms)
-        for term in self._knowledge:
-            weights.setdefault(term.key, weights[term.spec.name])
+        # A peer's part of a callback's term weighs what the term does, unless it is named by itself.
+        peers = {term.key: term.spec for term in self._knowledge if term.key != term.spec.name}
+        given = {name: weight for name, weight in self._given_weights.items() if name not in peers}
+        weights = merge_weights(known, self._declared, given, own_terms=self.has_own_terms)
+        for key, spec in peers.items():
+            if key in self._given_weights and spec.weight is not None:
+                raise ConfigurationError(f"the weight of {key!r} is set twice: in weights and by {spec.owner}; keep one")
+            weights[key] = self._given_weights.get(key, weights[spec.name])
         return weights
 
     def term_defaults(self: DistillModule) -> Mapping[str, float]:  # type: ignore[misc]
