@@ -44,7 +44,7 @@ def hand_loop(student: nn.Module, teacher: nn.Module, batches: Any, loss: Any, e
             optimizer.zero_grad()
             value.backward()
             optimizer.step()
-                values.append(float(value.detach()))
+            values.append(float(value.detach()))
     return values
 
 
