@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import platform
 import random
 import re
@@ -194,7 +195,11 @@ def main() -> None:
         return
     shape = (512, 8000, 64) if options.quick else (2048, 32000, 256)
     blocks = options.blocks or (3 if options.quick else 20)
-    print(f"tokens {shape[0]}, vocabulary {shape[1]}, width {shape[2]}, float32, {torch.get_num_threads()} threads\n")
+    load = os.getloadavg()[0]
+    print(
+        f"tokens {shape[0]}, vocabulary {shape[1]}, width {shape[2]}, float32, {torch.get_num_threads()} threads, "
+        f"load {load:.1f} at the start\n"
+    )
     print(HEADER)
     results = []
     for name in DIVERGENCES:
@@ -203,6 +208,7 @@ def main() -> None:
     if not options.quick:
         RESULTS.parent.mkdir(exist_ok=True)
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.machine()}
+        machine |= {"load_at_start": load, "load_at_end": os.getloadavg()[0]}
         report = {"tokens": shape[0], "vocabulary": shape[1], "width": shape[2], "blocks": blocks, **machine}
         RESULTS.write_text(json.dumps({**report, "results": results}, indent=2) + "\n")
 
