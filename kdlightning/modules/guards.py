@@ -50,8 +50,9 @@ class FiniteGuard:
             if bad:
                 name = min(bad, key=lambda each: bad[each])
                 raise NonFiniteLossError(
-                    f"term {name!r} became NaN or infinite at step {self._steps[bad[name]]} (steps {self.checked} to {step} "
-                    f"were looked at); {last_finite(trainer)}. Lower its weight or the learning rate, or clip gradients."
+                    f"term {name!r} became NaN or infinite at step {self._steps[bad[name]]} (steps {self.checked} to "
+                    f"{step} were looked at); {last_finite(trainer)}. Lower its weight or the learning rate, or clip "
+                    "gradients."
                 )
         self._first.clear()
         self._steps.clear()
