@@ -122,9 +122,12 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
     def make_step(self, batch: Batch, stage: str) -> DistillStep:
         """Runs the networks."""
         progress = self.progress
-        student = self._readers["student"](batch.inputs)
         teacher = None
-        if self.teacher is not None:
+        teaches_first = self.teacher is not None and not self.teacher.reads_student
+        if self.teacher is not None and teaches_first:
+            teacher = self.teacher(batch, None, logits=self.reads_teacher_logits())
+        student = self._readers["student"](batch.inputs)
+        if self.teacher is not None and not teaches_first:
             teacher = self.teacher(batch, student, logits=self.reads_teacher_logits())
         return DistillStep(batch, student, teacher, [], progress, self.epoch_at(progress), stage)
 
@@ -264,6 +267,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._total_steps = int(steps) if steps not in (float("inf"), -1) else 0
         self._guard = FiniteGuard()
         self._first_step = True
+        self._window_tokens = None
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds this step's randomness by counting, so that a resumed run draws what the undisturbed one draws."""

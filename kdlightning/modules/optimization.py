@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
 
 
+_TOKEN_SCALE = 1024.0
+"""The same in every run and on every rank, and a power of two, so that it leaves no trace in a gradient's digits."""
+
+
 class OptimizationMixin:
     """What `DistillModule` does around the optimizer."""
 
     def _init_optimization(self: DistillModule) -> None:  # type: ignore[misc]
         self._window_tokens: Tensor | None = None
-        self._token_scale = 0.0
 
     def configure_optimizers(self: DistillModule) -> Any:  # type: ignore[misc]
         """One optimizer over everything that requires grad, and its scheduler."""
@@ -43,11 +46,9 @@ class OptimizationMixin:
         """Counts a micro-batch's tokens into the window; the loss is a sum, kept at a sane size by a constant."""
         if count is None:
             return total
-        if self._token_scale == 0.0:
-            self._token_scale = float(batch.target.numel()) if isinstance(batch.target, Tensor) else 1.0
-        tokens = torch.as_tensor(self.task.count(batch), device=total.device).double()
+        tokens = torch.as_tensor(self.task.count(batch), device=total.device)
         self._window_tokens = tokens if self._window_tokens is None else self._window_tokens + tokens
-        return total / self._token_scale
+        return total / _TOKEN_SCALE
 
     def on_before_optimizer_step(self: DistillModule, optimizer: Any) -> None:  # type: ignore[misc]
         """Divides the gradient once by the tokens of the whole window on all ranks; runs before clipping."""
@@ -59,10 +60,10 @@ class OptimizationMixin:
         if world > 1:
             tokens = tokens.clone()
             torch.distributed.all_reduce(tokens)
-        factor = self.trainer.accumulate_grad_batches * world * self._token_scale / tokens.clamp(min=1)
+        factor = self.trainer.accumulate_grad_batches * world * _TOKEN_SCALE / tokens.clamp(min=1).float()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         for gradient in gradients:
-            gradient.mul_(factor.to(gradient.dtype))
+            gradient.mul_(factor)
 
     def on_train_batch_end(self: DistillModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[misc]
         """Tells losses and self-teachers of each optimizer step."""
