@@ -22,10 +22,14 @@ class Teacher(nn.Module):
     Attributes:
         provides: what its answers hold: "logits", "taps", "head".
         constant: True if its answer to a sample never changes during training.
+        reads_student: False if it answers without the student's output. A training step then runs it first and hands
+            it None: its activations are gone before the student's fill memory and cache, which stay warm for the
+            backward pass.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"logits"})
     constant: ClassVar[bool] = False
+    reads_student: ClassVar[bool] = True
 
     def prepare(self, taps: Iterable[str], *, language: bool, logits: bool) -> None:
         """Told once, at setup, what will be read of its answers.

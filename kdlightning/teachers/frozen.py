@@ -37,6 +37,7 @@ class FrozenTeacher(NetworkTeacher):
     """
 
     constant: ClassVar[bool] = True
+    reads_student: ClassVar[bool] = False
 
     def __init__(
         self,

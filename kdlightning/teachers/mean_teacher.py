@@ -32,6 +32,7 @@ class MeanTeacher(NetworkTeacher, SelfTeacher):
         decay: α, 0 to 1.
     """
 
+    reads_student: ClassVar[bool] = False
     default_weights: ClassVar[dict[str, float]] = {"task": 1.0, "mean_teacher": 1.0}
 
     def __init__(self, decay: float = 0.999) -> None:
