@@ -31,8 +31,9 @@ class Reader(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 module = Reader()
-trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logger=False, num_sanity_val_steps=0,
-                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=2, logger=False,
+                    num_sanity_val_steps=0, enable_checkpointing=False, enable_progress_bar=False,
+                    enable_model_summary=False)
 trainer.fit(module, resumable(range(11), batch_size=4, seed=1), resumable(range(7), batch_size=2, shuffle=False))
 """
 
