@@ -31,7 +31,7 @@ class ConfusionMatrix(pl.Callback):
         task = getattr(pl_module, "task", None)
         if getattr(task, "num_classes", None) is None or task.monitor != "val/acc":  # type: ignore[union-attr]
             raise ConfigurationError(f"ConfusionMatrix needs a task with one class a sample, not {type(task).__name__}")
-        pl_module.keep_last_step = True
+        pl_module.keep_last_step = True  # type: ignore[assignment]
         self.matrix = MulticlassConfusionMatrix(task.num_classes, normalize=self.normalize)  # type: ignore[union-attr, arg-type]
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

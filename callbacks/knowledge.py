@@ -15,7 +15,7 @@ from kdlightning.modules.knowledge import TapPair, TermSpec
 from kdlightning.schedules import Weight
 
 LossType = TypeVar("LossType", bound=TapLoss)
-Pairs = dict[str, str] | list[dict[str, Any]]
+Pairs = dict[str, str] | list[dict[str, Any]] | list[TapPair]
 
 
 class KnowledgeCallback(pl.Callback, Generic[LossType]):
@@ -39,7 +39,9 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         name: str | None = None,
     ) -> None:
         if not isinstance(loss, nn.Module):
-            raise ConfigurationError(f"{type(self).__name__}: loss must be a loss such as AttentionTransfer(), not {loss!r}")
+            raise ConfigurationError(
+                f"{type(self).__name__}: loss must be a loss such as AttentionTransfer(), not {loss!r}"
+            )
         if adapter not in ("auto", "none", "linear"):
             raise ConfigurationError(f"{type(self).__name__}: adapter must be auto, none or linear, not {adapter!r}")
         self.loss = loss
@@ -143,7 +145,7 @@ def read_pairs(pairs: Pairs, owner: str) -> list[TapPair]:
     if isinstance(pairs, dict):
         return [TapPair(str(student), str(teacher)) for student, teacher in pairs.items()]
     known = ("student", "teacher", "weight", "layout")
-    read = []
+    read: list[TapPair] = []
     for pair in pairs:
         if isinstance(pair, TapPair):
             read.append(pair)

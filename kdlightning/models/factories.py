@@ -36,7 +36,7 @@ def timm_model(
     base = name.split(".")[0]
     if ":" not in name and not timm.is_model(base):
         raise ConfigurationError(f"timm has no model {name!r}{nearest(base, timm.list_models())}")
-    given = {} if num_classes is None else {"num_classes": num_classes}
+    given: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     model = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **given, **(options or {}))
     return model if checkpoint is None else load_weights(model, checkpoint, key_map)
 
@@ -78,7 +78,7 @@ def transformers_model(
             raise ConfigurationError(
                 f"transformers has no model_type {model_type!r}{nearest(str(model_type), transformers.CONFIG_MAPPING)}"
             )
-        settings = transformers.AutoConfig.for_model(model_type, **(config or {}))
+        settings = transformers.AutoConfig.for_model(str(model_type), **(config or {}))
         model = factory.from_config(settings) if architecture.startswith("Auto") else factory(settings)
     # from_pretrained answers in evaluation mode; Lightning trains modules in the mode they are given.
     model.train()

@@ -83,4 +83,8 @@ def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] 
 
 
 def _beside(file: Path) -> str:
-    return nearest(file.name, [path.name for path in file.parent.iterdir()]) if file.parent.is_dir() else "; no such folder"
+    return (
+        nearest(file.name, [path.name for path in file.parent.iterdir()])
+        if file.parent.is_dir()
+        else "; no such folder"
+    )

@@ -67,7 +67,7 @@ class OptimizationMixin:
 
     def on_train_batch_end(self: DistillModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[misc]
         """Tells losses and self-teachers of each optimizer step."""
-        step = self.global_step
+        step: int = self.global_step
         if step == self._steps_seen:
             return
         self._steps_seen = step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ class SelfDistillation(DistillModule):
         """Tells the self-teacher how many samples there are and where they are."""
         super().on_train_start()
         if self.teacher is not None:
-            dataset = getattr(self.trainer.train_dataloader, "dataset", None)
+            dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
             samples = len(dataset) if hasattr(dataset, "__len__") else 0
             self.teacher.start(samples, self.trainer.max_epochs or 1, self.device)
 

@@ -77,4 +77,6 @@ def example_inputs(model: nn.Module) -> Tensor | dict[str, Tensor]:
     if getattr(config, "image_size", None) is not None:
         side = config.image_size
         return torch.zeros(2, getattr(config, "num_channels", 3), *((side, side) if isinstance(side, int) else side))
-    raise ConfigurationError(f"{type(model).__name__} states no input shape: run `kdlightning taps -c CONFIG` with data")
+    raise ConfigurationError(
+        f"{type(model).__name__} states no input shape: run `kdlightning taps -c CONFIG` with data"
+    )

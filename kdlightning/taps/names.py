@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -73,7 +73,9 @@ def resolve(model: nn.Module, text: str) -> Tap:
         return Tap(text, path, "input" if side == "input" else "output")
     native = _NATIVE.match(path)
     if native is None:
-        raise TapError(f"{type(model).__name__} has no module {path!r}{nearest(path, [*modules, *native_names(model)])}")
+        raise TapError(
+            f"{type(model).__name__} has no module {path!r}{nearest(path, [*modules, *native_names(model)])}"
+        )
     if native[3] == "logits":
         return Tap(text, None, source="logits")
     if native[3] == "pre_logits":
@@ -102,7 +104,7 @@ def classifier_name(model: nn.Module) -> str | None:
     """Path of the last linear layer of a classifier, or None if it cannot be told."""
     modules = {module: name for name, module in model.named_modules()}
     if hasattr(model, "get_classifier"):
-        head = model.get_classifier()
+        head: object = cast(Any, model).get_classifier()
         if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
             return modules.get(head)
     for name in ("classifier", "fc", "head", "score", "lm_head"):

@@ -53,7 +53,9 @@ class TimmSource(PlainSource):
         count = len(getattr(model, "feature_info", None) or getattr(model, "blocks", ()) or ())
         for tap in taps:
             if count and not -count <= tap.index < count:
-                raise TapError(f"tap {tap.text!r}: {type(model).__name__} has intermediates.0 to intermediates.{count - 1}")
+                raise TapError(
+                    f"tap {tap.text!r}: {type(model).__name__} has intermediates.0 to intermediates.{count - 1}"
+                )
         self.depths = {tap.text: tap.index % count if count else tap.index for tap in taps}
 
     def __call__(self, inputs: Any, *, logits: bool) -> ModelOutput:
@@ -98,21 +100,25 @@ class TransformersSource(PlainSource):
     def _read(self, output: Any, tap: Tap) -> Tensor:
         found = getattr(output, str(tap.source), None)
         if not found:
-            raise TapError(f"tap {tap.text!r}: {type(self.model).__name__} returned no {tap.source}; name a module path")
+            raise TapError(
+                f"tap {tap.text!r}: {type(self.model).__name__} returned no {tap.source}; name a module path"
+            )
         if not -len(found) <= tap.index < len(found):
-            raise TapError(f"tap {tap.text!r}: {type(self.model).__name__} has {tap.source}.0 to {tap.source}.{len(found) - 1}")
+            raise TapError(
+                f"tap {tap.text!r}: {type(self.model).__name__} has {tap.source}.0 to {tap.source}.{len(found) - 1}"
+            )
         return found[tap.index]
 
 
-def trunk_of(model: nn.Module) -> nn.Module:
+def trunk_of(model: Any) -> nn.Module:
     """The decoder of a causal language model, without its head."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     if decoder is not None and decoder is not model:
         return decoder
-    return model.base_model  # type: ignore[return-value]
+    return model.base_model
 
 
-def head_of(model: nn.Module) -> Head | None:
+def head_of(model: Any) -> Head | None:
     """The head of a transformers language model with its soft cap and scale, or None if it has no plain linear one."""
     layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight = getattr(layer, "weight", None)

@@ -87,9 +87,7 @@ class Task:
         """Fresh metrics that compare a student with its teacher, for example `{"agreement": …, "kl": …}`."""
         return {}
 
-    def compare(
-        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> None:
+    def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to the metrics of `comparison`."""
 
     def predict(self, output: ModelOutput, batch: Batch) -> list[dict[str, Any]]:

@@ -86,9 +86,7 @@ class CausalLM(Task):
         """`kl` and `agreement`, per counted token."""
         return {"kl": WeightedMean(), "agreement": WeightedMean()}
 
-    def compare(
-        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> None:
+    def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `kl` and `agreement`, from one counted row of logits after the other."""
         mask = batch.mask if batch.mask is not None else self.with_target(batch) != IGNORED
         count = mask.sum()

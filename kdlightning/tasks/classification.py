@@ -62,9 +62,7 @@ class Classification(Task):
             "kl": KLDivergence(log_prob=True),
         }
 
-    def compare(
-        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> None:
+    def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `agreement` and `kl`."""
         metrics["agreement"].update(student.logits.argmax(dim=1), teacher.logits.argmax(dim=1))
         log_probabilities = [output.logits.float().log_softmax(dim=1) for output in (teacher, student)]

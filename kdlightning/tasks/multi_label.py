@@ -56,9 +56,7 @@ class MultiLabel(Task):
         """`agreement` and `kl`."""
         return {"agreement": WeightedMean(), "kl": WeightedMean()}
 
-    def compare(
-        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> None:
+    def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `agreement` and `kl`."""
         ours, theirs = student.logits.float(), teacher.logits.float()
         metrics["agreement"].update(((ours > 0) == (theirs > 0)).float())

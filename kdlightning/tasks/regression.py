@@ -48,9 +48,7 @@ class Regression(Task):
         """`mse_to_teacher`: mean squared difference from the teacher's predictions."""
         return {"mse_to_teacher": WeightedMean()}
 
-    def compare(
-        self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch
-    ) -> None:
+    def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `mse_to_teacher`."""
         ours, theirs = self._pair(student.logits, teacher.logits)
         metrics["mse_to_teacher"].update((ours - theirs).square())

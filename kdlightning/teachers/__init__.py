@@ -5,4 +5,13 @@ from kdlightning.teachers.frozen import FrozenTeacher
 from kdlightning.teachers.mean_teacher import MeanTeacher
 from kdlightning.teachers.pskd import PSKD
 
-__all__ = ["PSKD", "FrozenTeacher", "MeanTeacher", "NetworkTeacher", "SelfTeacher", "Teacher", "as_teacher", "teacher_inputs"]
+__all__ = [
+    "PSKD",
+    "FrozenTeacher",
+    "MeanTeacher",
+    "NetworkTeacher",
+    "SelfTeacher",
+    "Teacher",
+    "as_teacher",
+    "teacher_inputs",
+]

@@ -50,7 +50,9 @@ class MeanTeacher(NetworkTeacher, SelfTeacher):
     def bind(self, student: nn.Module, task: Task) -> None:
         """Copies the student."""
         if task.counts_tokens or not task.class_probabilities:
-            raise ConfigurationError(f"MeanTeacher compares probabilities of classes; it has no form for {type(task).__name__}")
+            raise ConfigurationError(
+                f"MeanTeacher compares probabilities of classes; it has no form for {type(task).__name__}"
+            )
         self.average = copy.deepcopy(student).requires_grad_(False)
 
     @torch.no_grad()

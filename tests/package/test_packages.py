@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
 import os
@@ -29,9 +30,7 @@ def lines(value: str) -> list[str]:
 
 
 def folders_with_code() -> set[str]:
-    found = {
-        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "kdlightning").rglob("__init__.py")
-    }
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "kdlightning").rglob("__init__.py")}
     return found | set(MAPPED.values())
 
 
@@ -50,7 +49,8 @@ def test_every_lazy_name_resolves(name):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    code = "import sys, kdlightning; print([m for m in ('torch', 'lightning', 'timm', 'transformers') if m in sys.modules])"
+    heavy = ("torch", "lightning", "timm", "transformers")
+    code = f"import sys, kdlightning; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -94,3 +94,11 @@ def test_who_may_import_whom(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stub_names_what_is_exported():
+    tree = ast.parse((ROOT / "kdlightning" / "__init__.pyi").read_text())
+    named = {
+        (node.module, alias.asname) for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert named == {(module, name) for module, names in kdlightning._EXPORTS.items() for name in names}
