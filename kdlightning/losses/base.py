@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 Shape = tuple[int, ...]
 
 
+@functools.cache
 def term_name(cls: type) -> str:
     """The name of a class's term: `FitNet` is `fit_net`, `DKD` is `dkd`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()

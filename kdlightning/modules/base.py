@@ -77,6 +77,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._specs: list[TermSpec] = []
         self._declared: list[TermSpec] = []
         self._declared_to = 0
+        self._steps_seen = 0
         self._knowledge: list[KnowledgeTerm] = []
         self._readers: dict[str, TapReader] = {}
         self._guard = FiniteGuard()
@@ -174,11 +175,12 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
             self.last_step = step
         loss, values = self.combine(terms, step)
         self._guard.add(values, self.global_step)
-        if self._first_step or self.is_logging_step():
+        logs = self.is_logging_step()
+        if self._first_step or logs:
             self._guard.check(self.global_step, self.trainer)
             self._first_step = False
         self._last_terms = {"loss": values.pop("loss"), **values}
-        if self.is_logging_step():
+        if logs:
             self._log_terms(batch.size)
         return loss
 
@@ -216,7 +218,8 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
                 values[name] = value.detach()
             total = part if total is None else total + part
         assert total is not None
-        total = total + self._idle(terms, step)
+        idle = self._idle(terms, step)
+        total = total + idle if isinstance(idle, Tensor) else total
         values["loss"] = total.detach() / count if count is not None else total.detach()
         return self.scaled_for_tokens(total, count, step.batch), values
 
