@@ -30,13 +30,9 @@ def draw(runs: Mapping[str, Mapping[str, Any]], monitor: str, bars: Mapping[str,
     left.set(xlabel="epoch", ylabel=monitor, title="validation")
     left.grid(alpha=0.3)
     left.legend()
-    names = list(bars)
-    drawn = right.barh(names, list(bars.values()), color=[f"C{list(runs).index(n)}" if n in runs else "C7" for n in names])
-    right.bar_label(drawn, fmt="%.4f", padding=3)
-    low, high = min(bars.values(), default=0), max(bars.values(), default=1)
-    # Differences between students are small against their scores: the axis starts a little below the least.
-    room = max(high - low, 0.02 * abs(high), 1e-9)
-    right.set(title=title, xlim=(max(0, low - 2 * room) if low >= 0 else low - 2 * room, high + 1.2 * room))
+    colors = [f"C{list(runs).index(name)}" for name in bars]
+    right.bar_label(right.barh(list(bars), list(bars.values()), color=colors), fmt="%.4f", padding=3)
+    right.set(title=title, xlim=(None, 1.2 * max(bars.values(), default=1)))
     right.invert_yaxis()
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -63,7 +63,8 @@ def as_markdown(groups: list[Group], metric: Metric) -> str:
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     notes = sorted({note for group in groups for result in group.results.values() for note in result.get("notes", [])})
     return "\n".join([*lines, *(["", *(f"Note: {note}." for note in notes)] if notes else [])])

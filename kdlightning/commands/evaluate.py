@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from kdlightning.commands.progress import duration, metric_words
 from kdlightning.commands.results import (
     SCHEMA,
     config_hash,
@@ -18,6 +17,7 @@ from kdlightning.commands.results import (
     versions,
 )
 from kdlightning.commands.runs import RESULT, checkpoint_file, read_result, write_json
+from kdlightning.commands.words import duration, metric_words
 from kdlightning.data.base import DistillDataModule
 from kdlightning.modules import DistillModule
 
@@ -109,7 +109,7 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
     """A result without metrics yet."""
     command._dump_config()
     config, module = command.config_dump, command.model
-    result = {
+    result: dict[str, Any] = {
         "schema": SCHEMA,
         "config": {
             "name": command.request.name,

@@ -28,7 +28,9 @@ def main(arguments: list[str]) -> int:
 
     with quiet():
         done = export_student(checkpoint, output, format=options.format, which=options.which)
-    same = "its answers are the same" if done.difference == 0 else f"its answers differ by {done.difference:.0e} at most"
+    same = (
+        "its answers are the same" if done.difference == 0 else f"its answers differ by {done.difference:.0e} at most"
+    )
     print(f"{done.folder} ({done.format}; loaded again, {same})")
     print(f"load it with: {done.load_line}")
     return 0

@@ -6,16 +6,28 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdlightning.commands.sentences import explain
 from kdlightning.errors import ConfigurationError, NonFiniteLossError
 
 _SHAPES = re.compile(
-    r"shapes? cannot be multiplied|size mismatch|must match the size|expected input\[|Expected \d-?D|expected \d-?D"
-    r"|Target \d+ is out of bounds|is out of bounds for dimension|index out of range in self|Kernel size can't be greater"
-    r"|expected more than 1 value per channel|normalized_shape|Expected target size|batch_size .* to match target"
-    r"|Expected 3D or 4D|Given groups="
+    "|".join(
+        (
+            r"shapes? cannot be multiplied",
+            r"size mismatch",
+            r"must match the size",
+            r"expected input\[",
+            r"[Ee]xpected \d-?D",
+            r"Target \d+ is out of bounds",
+            r"index out of range in self",
+            r"Kernel size can't be greater",
+            r"normalized_shape",
+            r"Expected target size",
+            r"batch_size .* to match target",
+            r"Given groups=",
+        )
+    )
 )
 _MEMORY = re.compile(r"out of memory", re.IGNORECASE)
 
@@ -37,7 +49,9 @@ def as_configuration_error(error: Exception) -> Exception | None:
     if _MEMORY.search(str(error)):
         return ConfigurationError("out of memory: lower --data.batch_size or raise --trainer.accumulate_grad_batches")
     if "Error(s) in loading state_dict" in str(error):
-        return ConfigurationError(f"the checkpoint does not fit the networks of this configuration: {_second_line(error)}")
+        return ConfigurationError(
+            f"the checkpoint does not fit the networks of this configuration: {_second_line(error)}"
+        )
     return None
 
 

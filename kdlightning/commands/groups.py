@@ -81,7 +81,9 @@ def choose_metric(results: Sequence[dict[str, Any]], wanted: str | None, checkpo
     }
     if wanted is not None:
         if wanted not in known:
-            raise ConfigurationError(f"--metric {wanted}: no run has it of its {checkpoint} checkpoint{nearest(wanted, known)}")
+            raise ConfigurationError(
+                f"--metric {wanted}: no run has it of its {checkpoint} checkpoint{nearest(wanted, known)}"
+            )
         split, _, name = wanted.partition("/")
         return Metric(split, name, checkpoint)
     names = [result["monitor"]["name"].split("/", 1)[-1] for result in results]
@@ -129,7 +131,9 @@ def pair_with_baselines(groups: list[Group], baseline: str | None = None) -> Non
     """
     if baseline is not None and not any(_is(group, baseline) for group in groups):
         names = [group.name for group in groups]
-        raise ConfigurationError(f"--baseline {baseline}: no such configuration among the runs{nearest(baseline, names)}")
+        raise ConfigurationError(
+            f"--baseline {baseline}: no such configuration among the runs{nearest(baseline, names)}"
+        )
     for group in groups:
         for other in groups:
             chosen = _is(other, baseline) if baseline is not None else _same_student(group, other)

@@ -27,7 +27,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.modules import DistillModule
 
 # Short class names on the command line mean classes that are loaded.
-for _module in sorted(set(kdlightning._HOME.values())):
+for _module in sorted(set(kdlightning._HOME.values())):  # type: ignore[attr-defined]
     importlib.import_module(_module)
 
 
@@ -47,7 +47,8 @@ class SaveConfig(SaveConfigCallback):
     folder: Path
 
     def __init__(self, *arguments: Any, folder: Path, **options: Any) -> None:
-        super().__init__(*arguments, save_to_log_dir=False, **options)
+        options["save_to_log_dir"] = False
+        super().__init__(*arguments, **options)
         self.folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -220,10 +221,8 @@ class DistillCommand(LightningCLI):
 
     def _fit(self) -> None:
         self._say_what()
-        self.trainer.fit(
-            self.model, datamodule=self.datamodule, ckpt_path=str(self.resumes) if self.resumes else None
-        )
-        if self.trainer.interrupted or self.trainer.fast_dev_run:
+        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=str(self.resumes) if self.resumes else None)
+        if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         finish_fit(self)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 
 from kdlightning.commands.options import Parser
 from kdlightning.commands.shipped import read_header, shipped
 from kdlightning.errors import ConfigurationError, nearest
 
 _FILTERS = ("access", "mode", "knowledge", "ability", "task")
+_KINDS = {"baseline": "labels alone: teachers, and students to compare with", "recipe": "recipes"}
 _MODES = ("offline", "online", "self", "on_policy", "black_box")
 
 
@@ -63,17 +66,20 @@ def table(headers: list[dict[str, str]]) -> str:
     rows = [row for group in groups.values() for row in group]
     widths = [max((len(row[i]) for row in rows if row[2]), default=0) for i in (1, 2)]
     first = max(len(row[0]) for row in rows)
+    # A pipe gets whole lines, a terminal what fits.
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
     lines = []
     for key in sorted(groups):
         lines += ["", key[1]]
         for config, name, task, paper in groups[key]:
-            lines.append(f"  {config:<{first}}  {name:<{widths[0]}}  {task:<{widths[1]}}  {paper}".rstrip())
+            line = f"  {config:<{first}}  {name:<{widths[0]}}  {task:<{widths[1]}}  {paper}".rstrip()
+            lines.append(line if len(line) <= room else line[: room - 1] + "…")
     return "\n".join([*lines[1:], "", "use: kdlightning fit -c CONFIG, kdlightning run RECIPE"])
 
 
 def _group(header: dict[str, str]) -> tuple[int, str]:
-    if header.get("kind") == "recipe":
-        return 99, "recipes"
+    if header.get("kind") in _KINDS:
+        return 90 + list(_KINDS).index(header["kind"]), _KINDS[header["kind"]]
     access, mode = header.get("access", ""), header.get("mode", "")
     detail = header.get("ability", "") if mode == "black_box" else header.get("knowledge", "")
     order = _MODES.index(mode) if mode in _MODES else len(_MODES)

@@ -14,7 +14,7 @@ from typing import Any
 
 import kdlightning
 from kdlightning.commands.runs import run_of
-from kdlightning.commands.shipped import config_name, find_config
+from kdlightning.commands.shipped import config_name, find_config, shipped
 from kdlightning.errors import ConfigurationError, nearest
 
 _SHARED = ("config", "c", "print_config", "seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only")
@@ -77,6 +77,8 @@ def read_request(command: str, argv: list[str]) -> Request:
     _take_run_config(request)
     for path, content in request.configs:
         check_content(path, content, command)
+    for place, value in checkpoints_of(request).items():
+        _check_file(value, place)
     if not request.name:
         request.name = _default_name(request)
     return request
@@ -126,8 +128,6 @@ def _take(request: Request, option: str, value: str | None) -> None:
         return
     if bare in ("model", "data") and value is not None:
         check_class(bare, value, option)
-    if value is not None and bare.rsplit(".", 1)[-1] == "checkpoint":
-        _check_file(value, option)
     if value is None and not request.only_prints:
         raise ConfigurationError(f"{option} needs a value: {option}=…")
     request.arguments.append(option if value is None else f"{option}={value}")
@@ -177,6 +177,10 @@ def _check_file(value: str, option: str) -> None:
     path = Path(value).expanduser()
     if value in ("null", "None") or "://" in value or path.exists():
         return
+    run = re.search(r"runs/(.+)/seed(\d+)/version_\d+/checkpoints/", value)
+    if run and run[1] in shipped():
+        seed = f" --seed_everything={run[2]}" if run[2] != "0" else ""
+        raise ConfigurationError(f"{option}: there is no file {value}; make it with: kdlightning fit -c {run[1]}{seed}")
     beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, beside) if beside else ""
     raise ConfigurationError(f"{option}: there is no file {value}{close if 'did you mean' in close else ''}")
@@ -210,7 +214,7 @@ def _kind(content: Any) -> str:
 
 
 def check_content(path: Path, content: Mapping[Any, Any], command: str) -> None:
-    """Refuses unknown top-level options, unknown shipped classes and missing checkpoint files."""
+    """Refuses unknown top-level options and unknown shipped classes."""
     if "stages" in content:
         raise ConfigurationError(f"{path} is a recipe: kdlightning run {path}")
     for key, value in content.items():
@@ -223,8 +227,6 @@ def check_content(path: Path, content: Mapping[Any, Any], command: str) -> None:
             raise ConfigurationError(f"{path}: {key}: must hold options, not a {_kind(value)}")
         if key in ("model", "data"):
             check_class(key, value.get("class_path") if isinstance(value, dict) else value, f"{path}: {key}")
-    for place, value in _checkpoints(content, ""):
-        _check_file(value, f"{path}: {place}")
 
 
 def check_class(base: str, name: Any, where: str) -> None:
@@ -232,10 +234,10 @@ def check_class(base: str, name: Any, where: str) -> None:
     if not isinstance(name, str) or name.endswith((".yaml", ".yml")) or name.lstrip().startswith("{"):
         return
     folder = "modules" if base == "model" else "data"
-    family = {name for name, module in kdlightning._HOME.items() if module.split(".")[1] == folder}
+    family = {name for name, module in kdlightning._HOME.items() if module.split(".")[1] == folder}  # type: ignore[attr-defined]
     package, _, short = name.rpartition(".")
     if package in ("", kdlightning.__name__):
-        if short not in kdlightning._HOME:
+        if short not in kdlightning._HOME:  # type: ignore[attr-defined]
             raise ConfigurationError(f"{where}: kdlightning has no class {short!r}{nearest(short, family)}")
     elif not package.startswith(f"{kdlightning.__name__}."):
         top = package.split(".")[0]
@@ -243,16 +245,39 @@ def check_class(base: str, name: Any, where: str) -> None:
             raise ConfigurationError(f"{where}: cannot import {top!r} of {name!r}; is its folder on PYTHONPATH?")
 
 
-def _checkpoints(value: Any, place: str) -> Iterator[tuple[str, str]]:
+def checkpoints_of(request: Request) -> dict[str, str]:
+    """The files of weights that a command will read, by option, after all overrides."""
+    found: dict[str, str] = {}
+    for _, content in request.configs:
+        for place, value in _options_in(content, ""):
+            _override(found, place, value)
+    for option, value in request.options:
+        _override(found, option.replace(".init_args", ""), value)
+    return found
+
+
+def _override(found: dict[str, str], place: str, value: Any) -> None:
+    for earlier in [name for name in found if name == place or name.startswith(f"{place}.")]:
+        del found[earlier]
+    if place.rsplit(".", 1)[-1] == "checkpoint" and isinstance(value, str) and value not in ("null", "None", ""):
+        found[place] = value
+
+
+def _options_in(value: Any, place: str) -> Iterator[tuple[str, Any]]:
+    """Every option below a value by its name on the command line; a class comes before its own options."""
     if isinstance(value, dict):
+        if "class_path" in value or not place:
+            yield place, value.get("class_path")
         for key, item in value.items():
-            here = f"{place}.{key}" if place else str(key)
-            if key in ("checkpoint", "ckpt_path") and isinstance(item, str) and item not in _SPECIAL_CHECKPOINTS:
-                yield here, item
-            yield from _checkpoints(item, here)
+            if key == "init_args":
+                yield from _options_in(item, place)
+            elif key != "class_path":
+                yield from _options_in(item, f"{place}.{key}" if place else str(key))
     elif isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _checkpoints(item, f"{place}[{number}]")
+            yield from _options_in(item, f"{place}[{number}]")
+    else:
+        yield place, value
 
 
 def _default_name(request: Request) -> str:

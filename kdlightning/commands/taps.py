@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> int:
             networks, inputs = {"": _named(options.model, shape)}, None
         listed = {role: _list(model, inputs, shape) for role, model in networks.items()}
     if options.json:
-        found = listed[""] if "" in listed else listed
-        print(json.dumps(found if isinstance(found, list) else dict(found), indent=2))
+        print(json.dumps(listed[""] if request is None else listed, indent=2))
         return 0
     for role, rows in listed.items():
         if role:
