@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 from kdlightning.data.batch import Batch
+from kdlightning.data.seeding import restored_generators
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
 from kdlightning.modules.weights import merge_weights
 from kdlightning.taps import TapReader
 from kdlightning.taps.native import head_agrees
-from kdlightning.teachers import teacher_inputs
+from kdlightning.taps.reader import untouched
+from kdlightning.teachers import NetworkTeacher, teacher_inputs
 
 if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
@@ -62,7 +65,7 @@ class PreparationMixin:
 
     def _check_fields(self: DistillModule) -> None:  # type: ignore[misc]
         """What a self-teacher reads of a batch must be in the loader's batches."""
-        needed = getattr(self.teacher, "reads_fields", frozenset())
+        needed: frozenset[str] = getattr(self.teacher, "reads_fields", frozenset())
         if not needed:
             return
         batch = self.sample_batch()
@@ -169,8 +172,10 @@ class PreparationMixin:
         infos = {}
         for name, reader in self._readers.items():
             if self.is_language:
-                self._check_head(name, reader, batch.inputs)
+                self._check_head(name, reader.model, batch.inputs)
             infos[name] = reader.probe(batch.inputs) if reader.taps else {}
+        if self.is_language and isinstance(self.teacher, NetworkTeacher):
+            self._check_head("teacher", self.teacher.network, teacher_inputs(batch))
         if self.teacher is not None and taps_of(self._knowledge, "teacher"):
             infos["teacher"] = self.teacher.probe(batch)
         for term in self._knowledge:
@@ -178,29 +183,26 @@ class PreparationMixin:
                 term.infos[source] = [infos[source][pair.teacher] for pair in term.spec.pairs]
                 term.infos[f"learner>{source}"] = [infos[term.learner][pair.student] for pair in term.spec.pairs]
 
-    def _check_head(self: DistillModule, name: str, reader: TapReader, inputs: Any) -> None:  # type: ignore[misc]
-        from kdlightning.taps.reader import untouched
-
-        with untouched(reader.model):
-            if not head_agrees(reader.model, inputs):
+    def _check_head(self: DistillModule, name: str, model: nn.Module, inputs: Any) -> None:  # type: ignore[misc]
+        with untouched(model):
+            if not head_agrees(model, inputs):
                 raise ConfigurationError(
-                    f"{name}: {type(reader.model).__name__} is no causal language model whose logits are a linear head on "
-                    "its last hidden state"
+                    f"{name}: {type(model).__name__} is no causal language model whose logits are a linear head on its "
+                    "last hidden state"
                 )
 
     def sample_batch(self: DistillModule) -> Batch:  # type: ignore[misc]
         """Two training samples, taken without starting workers or drawing a sampler."""
-        source = self.trainer.fit_loop._data_source.instance
+        source: Any = self.trainer.fit_loop._data_source.instance
         loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
-        state = torch.random.get_rng_state()
-        try:
-            dataset = getattr(loader, "dataset", None)
-            if hasattr(dataset, "__getitem__") and hasattr(loader, "collate_fn"):
-                raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
-            else:
+        dataset = getattr(loader, "dataset", None)
+        iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset)
+        with restored_generators():
+            if iterable or not hasattr(loader, "collate_fn"):
                 raw = next(iter(loader))
-        finally:
-            torch.random.set_rng_state(state)
-        batch = self.task.batch(raw)
-        assert teacher_inputs(batch) is not None
-        return batch
+            elif getattr(loader, "batch_sampler", None) is None:
+                raw = loader.collate_fn(dataset[0])  # the data set gives whole batches
+            else:
+                raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
+        device = next((parameter.device for parameter in self.student.parameters()), self.device)
+        return self.task.batch(move_data_to_device(raw, device))
