@@ -94,3 +94,59 @@ def same_state() -> Callable[..., None]:
         assert not different
 
     return check
+
+
+@pytest.fixture
+def language_model() -> Callable[..., nn.Module]:
+    """A tiny causal language model of transformers, with random weights."""
+    from kdlightning import transformers_model
+
+    def make(seed: int, hidden: int = 16, vocabulary: int = 23, model_type: str = "llama", **config: Any) -> nn.Module:
+        sizes = {
+            "llama": {
+                "hidden_size": hidden,
+                "intermediate_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+                "max_position_embeddings": 64,
+            },
+            "gpt2": {
+                "n_embd": hidden,
+                "n_layer": 2,
+                "n_head": 2,
+                "n_positions": 64,
+                "embd_pdrop": 0.0,
+                "attn_pdrop": 0.0,
+                "resid_pdrop": 0.0,
+            },
+        }[model_type]
+        ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return transformers_model(
+                architecture="AutoModelForCausalLM",
+                model_type=model_type,
+                config={"vocab_size": vocabulary, "initializer_range": 0.3, **sizes, **ends, **config},
+            )
+
+    return make
+
+
+@pytest.fixture
+def texts() -> Callable[..., list[dict[str, Tensor]]]:
+    """Samples of token numbers, padded on the right to one length; prompts of different lengths do not count."""
+
+    def make(count: int = 8, length: int = 12, vocabulary: int = 23, seed: int = 5) -> list[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        rows = []
+        for number in range(count):
+            real = int(torch.randint(5, length + 1, (1,), generator=generator))
+            prompt = 1 + number % 4
+            ids = torch.randint(3, vocabulary, (length,), generator=generator)
+            attention = (torch.arange(length) < real).long()
+            labels = ids.masked_fill((attention == 0) | (torch.arange(length) < prompt), -100)
+            rows.append({"input_ids": ids * attention, "attention_mask": attention, "labels": labels})
+        return rows
+
+    return make

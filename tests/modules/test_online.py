@@ -58,9 +58,7 @@ def test_gradients_are_those_of_each_networks_own_loss(
     )
     # The task's loss is computed in float32 at most places; the oracle of the pull alone is exact.
     trainer(precision="64-true").fit(module, data)
-    for network, oracle, loss in zip(
-        networks, oracles, joint_losses(oracles, x.double(), y, temperature), strict=True
-    ):
+    for network, oracle, loss in zip(networks, oracles, joint_losses(oracles, x.double(), y, temperature), strict=True):
         for after, (before, gradient) in zip(
             network.parameters(),
             zip(oracle.parameters(), torch.autograd.grad(loss, list(oracle.parameters())), strict=True),
