@@ -77,7 +77,6 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._specs: list[TermSpec] = []
         self._declared: list[TermSpec] = []
         self._declared_to = 0
-        self._steps_seen = 0
         self._knowledge: list[KnowledgeTerm] = []
         self._readers: dict[str, TapReader] = {}
         self._guard = FiniteGuard()

@@ -65,14 +65,13 @@ class OptimizationMixin:
         for gradient in gradients:
             gradient.mul_(factor)
 
-    def on_train_batch_end(self: DistillModule, outputs: Any, batch: Any, batch_idx: int) -> None:  # type: ignore[misc]
-        """Tells losses and self-teachers of each optimizer step."""
-        step: int = self.global_step
-        if step == self._steps_seen:
-            return
-        self._steps_seen = step
+    def optimizer_step(self: DistillModule, *args: Any, **options: Any) -> None:  # type: ignore[misc]
+        """Tells losses and self-teachers of each optimizer step, before any checkpoint of it is written."""
+        super(OptimizationMixin, self).optimizer_step(*args, **options)  # type: ignore[misc]
+        step = self.global_step + 1  # the Trainer counts a step once this method is over
+        progress = min(step / self._total_steps, 1.0) if self._total_steps else 0.0
         for part in self._followers:
-            part.after_optimizer_step(self.progress)
+            part.after_optimizer_step(progress)
         self.after_optimizer_step(step)
 
     def after_optimizer_step(self: DistillModule, step: int) -> None:  # type: ignore[misc]
@@ -86,7 +85,6 @@ class OptimizationMixin:
             if isinstance(module, DistillationLoss)
             and type(module).after_optimizer_step is not DistillationLoss.after_optimizer_step
         ]
-        self._steps_seen = self.global_step
         if self.teacher is not None:
             self.teacher.to(self.device)
         self._refuse_missing_callbacks()
