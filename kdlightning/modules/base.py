@@ -289,6 +289,8 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Strict, but for what belongs to a teacher or response that was left out on purpose (None)."""
         absent = tuple(f"{part}." for part in ("teacher", "response") if getattr(self, part) is None)
+        if strict:
+            self.adapters.refuse_unknown(state_dict, "adapters.")
         kept = {name: value for name, value in state_dict.items() if not name.startswith(absent or ("\0",))}
         return super().load_state_dict(kept, strict=strict, assign=assign)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,15 @@ class Adapters(nn.ModuleDict):
         names = {key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)}
         self.ignored = names - known
         super()._load_from_state_dict(state_dict, prefix, metadata, False, *lists)
+
+    def refuse_unknown(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Raises ConfigurationError if a term has networks of which the checkpoint knows nothing."""
+        for name, part in self.items():
+            if part.state_dict() and not any(key.startswith(f"{prefix}{name}.") for key in state_dict):
+                raise ConfigurationError(
+                    f"the checkpoint has no networks of the term {name!r}, which a callback declares: leave the callback "
+                    "out, or start a new run from the exported student"
+                )
 
 
 @dataclass

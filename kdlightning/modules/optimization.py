@@ -92,7 +92,8 @@ class OptimizationMixin:
     def _refuse_missing_callbacks(self: DistillModule) -> None:  # type: ignore[misc]
         from kdlightning.errors import ConfigurationError
 
-        if self.adapters.ignored:
+        # Outside a resumed run nothing is missing: a loaded student may go on without its old callbacks.
+        if self.adapters.ignored and self.trainer.ckpt_path is not None:
             names = ", ".join(sorted(self.adapters.ignored))
             raise ConfigurationError(
                 f"the checkpoint has networks of the term(s) {names}, and no callback declares them: add the knowledge "
