@@ -17,7 +17,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.evaluation import EvaluationMixin
-from kdlightning.modules.guards import FiniteGuard
+from kdlightning.modules.guards import FiniteGuard, check_weights
 from kdlightning.modules.hyperparameters import from_command_line, is_plain
 from kdlightning.modules.knowledge import Adapters, KnowledgeTerm, TermSpec
 from kdlightning.modules.optimization import OptimizationMixin
@@ -297,6 +297,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps the seed; refuses to overwrite a good checkpoint with a run that is no longer finite."""
         self._guard.check(self.global_step, self.trainer)
+        check_weights(self, self.global_step, self.trainer)
         checkpoint["kdlightning"] = {"seed": self._seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdlightning.errors import NonFiniteLossError
 
@@ -77,14 +77,28 @@ def _alone(value: Tensor) -> Tensor:
     return value if value.untyped_storage().nbytes() <= 64 else value.clone()
 
 
+def check_weights(module: nn.Module, step: int, trainer: Any) -> None:
+    """Raises NonFiniteLossError if a trained parameter is not finite: a loss can be finite and its gradient not."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in trained.values()]).tolist()
+    bad = [name for name, good in zip(trained, finite, strict=True) if not good]
+    if bad:
+        raise NonFiniteLossError(
+            f"{len(bad)} of {len(trained)} parameters, {bad[0]} among them, became NaN or infinite by step {step} while "
+            f"the loss was finite: a gradient was not; {last_finite(trainer)}. Lower the learning rate, or clip gradients."
+        )
+
+
 def last_finite(trainer: Any) -> str:
     """A sentence that names the newest checkpoint of the run whose weights are all finite."""
+    module = trainer.lightning_module
     paths: set[Path] = set()
     for callback in getattr(trainer, "checkpoint_callbacks", []):
         names = (getattr(callback, key, "") for key in ("last_model_path", "best_model_path"))
         paths |= {Path(name) for name in names if name}
     for path in sorted((path for path in paths if path.is_file()), key=lambda p: p.stat().st_mtime, reverse=True):
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        if all(bool(torch.isfinite(value).all()) for value in state.values() if value.is_floating_point()):
+        # Parameters only: buffers may be infinite on purpose, as attention masks are.
+        if all(bool(torch.isfinite(state[name]).all()) for name, _ in module.named_parameters() if name in state):
             return f"the last finite checkpoint is {path}"
     return "there is no finite checkpoint of this run yet"
