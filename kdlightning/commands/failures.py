@@ -44,15 +44,25 @@ def as_configuration_error(error: Exception) -> Exception | None:
         return ConfigurationError(first)
     if isinstance(error, FileNotFoundError):
         return ConfigurationError(f"there is no file {error.filename or first}")
-    if _SHAPES.search(str(error)):
-        return ConfigurationError(f"data and network do not fit each other: {first}")
     if _MEMORY.search(str(error)):
         return ConfigurationError("out of memory: lower --data.batch_size or raise --trainer.accumulate_grad_batches")
     if "Error(s) in loading state_dict" in str(error):
         return ConfigurationError(
             f"the checkpoint does not fit the networks of this configuration: {_second_line(error)}"
         )
+    if _SHAPES.search(str(error)):
+        return ConfigurationError(f"data and network do not fit each other: {first}")
     return None
+
+
+def as_building_error(error: Exception) -> Exception | None:
+    """Like `as_configuration_error`; before anything runs, whatever an option's value brings about is its fault."""
+    found = as_configuration_error(error)
+    if found is None and isinstance(
+        error, (ValueError, TypeError, KeyError, ImportError, AssertionError, RuntimeError)
+    ):
+        return ConfigurationError(f"{_first_line(error)} (--debug shows where)")
+    return found
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import kdlightning
 from kdlightning.callbacks import BestCheckpoint, LatestCheckpoint
 from kdlightning.commands.evaluate import finish_fit, report_checkpoints
-from kdlightning.commands.failures import as_configuration_error, reraise
+from kdlightning.commands.failures import as_building_error, as_configuration_error, reraise
 from kdlightning.commands.precheck import Request
 from kdlightning.commands.progress import Progress
 from kdlightning.commands.quiet import quiet
@@ -74,7 +74,7 @@ class DistillCommand(LightningCLI):
         self.history = History()
         self._is_new = False
         header = [f"kdlightning {kdlightning.__version__}", f"run: {request.name}"]
-        with reraise(as_configuration_error):
+        with reraise(as_building_error):
             super().__init__(
                 DistillModule,
                 LightningDataModule,

@@ -63,8 +63,13 @@ class Request:
     only_prints: bool = False
 
 
-def read_request(command: str, argv: list[str]) -> Request:
+def read_request(command: str, argv: list[str], *, weights: bool = True) -> Request:
     """Reads and checks the arguments of a training command.
+
+    Args:
+        command: fit, validate, test or predict.
+        argv: its arguments.
+        weights: whether files of weights must exist; if not, networks are built without them.
 
     Raises:
         ConfigurationError: the first mistake found, in one sentence.
@@ -78,7 +83,10 @@ def read_request(command: str, argv: list[str]) -> Request:
     for path, content in request.configs:
         check_content(path, content, command)
     for place, value in checkpoints_of(request).items():
-        _check_file(value, place)
+        if weights:
+            _check_file(value, place)
+        elif "[" not in place:
+            request.arguments.append(f"--{place}=null")
     if not request.name:
         request.name = _default_name(request)
     return request

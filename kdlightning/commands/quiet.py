@@ -20,7 +20,8 @@ _NOISE = (
     r".*`trainer.fit\(\)` stopped.*",
     r".*Experiment logs directory .* exists.*",
     r".*The dirpath has changed from.*",
-    r".*add_instantiator.*|.*instantiate_classes.*|.*skip_none.*",
+    # Lightning still calls what jsonargparse renames.
+    r"(?s).*JsonargparseDeprecationWarning|.*(add_instantiator|instantiate_classes|skip_none)",
     r".*resuming from a checkpoint that ended before the epoch ended.*",
     r".*`weights_only`.*",
     # validate, test and predict need no checkpoint callback; a missing knowledge callback is named by the module.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +99,11 @@ def _leaves(text: str) -> Iterator[Leaf]:
 def _leaf(stack: list[tuple[int, str, str]], text: str) -> Leaf:
     keys = tuple(value for _, kind, value in stack if kind == "key")
     owners = [value for _, kind, value in stack if kind == "class"]
-    types = [value for _, kind, value in stack if kind == "types"]
+    # Types that an outer option accepts say nothing about an option inside it.
+    last_key = max((at for at, (_, kind, _) in enumerate(stack) if kind == "key"), default=-1)
+    types = [value for _, kind, value in stack[last_key + 1 :] if kind == "types"]
+    if not types and owners and keys:
+        types = [_declared(owners[-1], keys[-1])]
     depth = sum(kind != "types" for _, kind, _ in stack)
     return Leaf(keys, owners[-1] if owners else None, types[-1] if types else "", text, depth)
 
@@ -215,6 +220,17 @@ def _hint(types: str) -> str:
     known = subclasses(types)
     ours = [name for name in known if name not in ("LightningModule", "LightningDataModule")]
     return f"; known: {', '.join(ours[:8])}" if 0 < len(ours) <= 8 else ""
+
+
+def _declared(owner: str, option: str) -> str:
+    """The type that a class or function declares for an option, as jsonargparse would write it."""
+    thing = _load(owner)
+    function = thing.__init__ if inspect.isclass(thing) else thing
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return ""
+    return str(hints.get(option, ""))
 
 
 def _names(module: str) -> list[str]:

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """Prints the taps of a named model, or of a configuration's networks."""
     options = _parse(arguments)
     # Mistakes in names are found before the import, which takes seconds.
-    request = read_request("fit", ["-c", options.config]) if options.config else None
+    request = read_request("fit", ["-c", options.config], weights=False) if options.config else None
     shape = _shape(options.input)
     from kdlightning.commands.quiet import quiet
 
