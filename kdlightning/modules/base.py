@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -43,8 +44,6 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         lr_interval: whether the scheduler steps every "epoch" or every "step".
         weights: weights by term name, numbers or schedules, merged over the defaults of the methods.
     """
-
-    default_weights: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -264,20 +263,19 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self.log_dict(named, batch_size=max(batch_size, 1))
 
     def on_train_start(self) -> None:
-        """Learns how long the run is."""
+        """Learns how long the run is, and settles its seed: one for all ranks."""
         steps = self.trainer.estimated_stepping_batches
         self._total_steps = int(steps) if steps not in (float("inf"), -1) else 0
         self._guard = FiniteGuard()
         self._first_step = True
         self._window_tokens = None
+        if self._seed is None:
+            own = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
+            self._seed = int(self.trainer.strategy.broadcast(own))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds this step's randomness by counting, so that a resumed run draws what the undisturbed one draws."""
-        if self._seed is None:
-            import os
-
-            self._seed = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
-        seed_generators(mix(self._seed, self.global_rank, self.current_epoch, batch_idx))
+        seed_generators(mix(self._seed or 0, self.global_rank, self.current_epoch, batch_idx))
 
     def on_train_epoch_end(self) -> None:
         """Looks for terms that are not finite, and logs the last ones."""
