@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(file)
-    try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigurationError(
-            f"{file} is no file of plain tensors ({str(error).splitlines()[0][:120]}); save a state_dict() and name that"
-        ) from error
+    found = read_plain(file)
     for key in ("state_dict", "model", "model_ema"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
@@ -47,6 +43,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         if part:
             return part
     return weights
+
+
+def read_plain(file: Path) -> Any:
+    """What `torch.save` wrote: tensors and plain data, nothing else is unpickled.
+
+    Raises:
+        ConfigurationError: it holds something else, or is damaged.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ConfigurationError(
+            f"{file} is no file of plain tensors ({str(error).splitlines()[0][:120]}); save a state_dict() and name that"
+        ) from error
 
 
 def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] | None = None) -> nn.Module:
@@ -63,6 +73,15 @@ def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] 
     weights = read_weights(path)
     for old, new in (key_map or {}).items():
         weights = {new + name[len(old) :] if name.startswith(old) else name: value for name, value in weights.items()}
+    return fill(model, weights, str(path), hint=" Map prefixes with key_map.")
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], path: str, *, hint: str = "") -> nn.Module:
+    """Loads a state dict into a model, strictly; `path` names it in messages, `hint` ends them.
+
+    Raises:
+        ConfigurationError: keys or shapes differ; the sentence names the first ones.
+    """
     wanted = model.state_dict()
     missing = [name for name in wanted if name not in weights]
     unexpected = [name for name in weights if name not in wanted]
@@ -70,7 +89,7 @@ def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] 
         example = (unexpected or missing)[0]
         raise ConfigurationError(
             f"{path} does not fit {type(model).__name__}: {len(missing)} keys missing, {len(unexpected)} unexpected, for "
-            f"example {example!r}{nearest(example, missing if unexpected else weights, most=1)} Map prefixes with key_map."
+            f"example {example!r}{nearest(example, missing if unexpected else weights, most=1)}{hint}"
         )
     for name, value in weights.items():
         if wanted[name].shape != value.shape:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.models.weights import fill, read_plain
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ConfigurationError(f"no checkpoint at {file}")
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_plain(file)
     if not isinstance(checkpoint, Mapping) or "state_dict" not in checkpoint:
         raise ConfigurationError(f"{file} is no checkpoint of a training run: it has no state_dict")
     if not any(name.startswith("student.") for name in checkpoint["state_dict"]):
@@ -47,8 +47,7 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, which: s
         raise ConfigurationError(f"{path} holds no {which!r}: its networks are {', '.join(networks_in(checkpoint))}")
     if student is None:
         student = _build(checkpoint, which, path)
-    student.load_state_dict(state)
-    return student.eval()
+    return fill(student, state, str(path)).eval()
 
 
 def networks_in(checkpoint: Mapping[str, Any]) -> list[str]:
