@@ -45,6 +45,12 @@ class BestCheckpoint(ModelCheckpoint):
             self._ModelCheckpoint__init_monitor_mode(task.monitor_mode)  # type: ignore[attr-defined]
         super().setup(trainer, pl_module, stage)
 
+    def _should_save_on_train_epoch_end(self, trainer: pl.Trainer) -> bool:
+        # Without validation data there is nothing to judge by; Lightning would warn in every epoch.
+        batches = trainer.num_val_batches
+        judged = sum(batches if isinstance(batches, list) else [batches]) > 0 or not str(self.monitor).startswith("val/")
+        return judged and super()._should_save_on_train_epoch_end(trainer)
+
 
 class LatestCheckpoint(ModelCheckpoint):
     """Keeps `last.ckpt`, written every so many steps and at the end of each epoch: `--ckpt_path last` resumes from it.
