@@ -48,7 +48,9 @@ class BestCheckpoint(ModelCheckpoint):
     def _should_save_on_train_epoch_end(self, trainer: pl.Trainer) -> bool:
         # Without validation data there is nothing to judge by; Lightning would warn in every epoch.
         batches = trainer.num_val_batches
-        judged = sum(batches if isinstance(batches, list) else [batches]) > 0 or not str(self.monitor).startswith("val/")
+        judged = sum(batches if isinstance(batches, list) else [batches]) > 0 or not str(self.monitor).startswith(
+            "val/"
+        )
         return judged and super()._should_save_on_train_epoch_end(trainer)
 
 

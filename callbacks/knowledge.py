@@ -133,8 +133,8 @@ def _adapter(loss: TapLoss, adapter: str, student: Shape, teacher: Shape) -> nn.
 
 def _mismatch(name: str, pair: TapPair, student: Shape, teacher: Shape, reason: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{name}: student tap {pair.student!r} {student} does not fit teacher tap {pair.teacher!r} {teacher} ({reason}); "
-        "name taps of one kind, or set adapter: linear"
+        f"{name}: student tap {pair.student!r} {student} does not fit teacher tap {pair.teacher!r} {teacher} "
+        f"({reason}); name taps of one kind, or set adapter: linear"
     )
 
 

@@ -11,7 +11,7 @@ from kdlightning.errors import ConfigurationError
 
 
 class ConvNet(nn.Module):
-    """Stages of (3-wide convolution, batch norm, ReLU) × depth, each but the first halving the size; then a linear layer.
+    """Stages of (3-wide convolution, batch norm, ReLU) × depth, all but the first halving the size; a linear layer.
 
     Taps: `stages.0` … `stages.N` are the stages' maps, `pre_logits` the pooled vector.
 

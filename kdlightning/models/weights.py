@@ -55,7 +55,8 @@ def read_plain(file: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigurationError(
-            f"{file} is no file of plain tensors ({str(error).splitlines()[0][:120]}); save a state_dict() and name that"
+            f"{file} is no file of plain tensors ({str(error).splitlines()[0][:120]}); save a state_dict() and name "
+            "that"
         ) from error
 
 
@@ -88,14 +89,15 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: str, *, hint: st
     if missing or unexpected:
         example = (unexpected or missing)[0]
         raise ConfigurationError(
-            f"{path} does not fit {type(model).__name__}: {len(missing)} keys missing, {len(unexpected)} unexpected, for "
-            f"example {example!r}{nearest(example, missing if unexpected else weights, most=1)}{hint}"
+            f"{path} does not fit {type(model).__name__}: {len(missing)} keys missing, {len(unexpected)} unexpected, "
+            f"for example {example!r}{nearest(example, missing if unexpected else weights, most=1)}{hint}"
         )
     for name, value in weights.items():
         if wanted[name].shape != value.shape:
             raise ConfigurationError(
-                f"{path}: {name} has shape {tuple(value.shape)} but {type(model).__name__} has {tuple(wanted[name].shape)}; "
-                "build the model with the options (classes, widths) that the file was made with"
+                f"{path}: {name} has shape {tuple(value.shape)} but {type(model).__name__} has "
+                f"{tuple(wanted[name].shape)}; build the model with the options (classes, widths) that the file was "
+                "made with"
             )
     model.load_state_dict(weights)
     return model

@@ -77,8 +77,8 @@ class HookCollector:
             count = self.fired.get(tap.text, 0)
             if count == 0:
                 raise TapError(
-                    f"tap {tap.text!r} did not fire in this pass: its module is not called in this mode or was compiled "
-                    "before the taps were installed; name a module that runs, or compile later"
+                    f"tap {tap.text!r} did not fire in this pass: its module is not called in this mode or was "
+                    "compiled before the taps were installed; name a module that runs, or compile later"
                 )
             if count > 1:
                 raise TapError(

@@ -118,6 +118,7 @@ def classifier_path(model: nn.Module) -> str:
     name = classifier_name(model)
     if name is None:
         raise TapError(
-            f"tap 'pre_logits': {type(model).__name__} has no known classifier layer; write its path, for example fc:input"
+            f"tap 'pre_logits': {type(model).__name__} has no known classifier layer; write its path, for example "
+            "fc:input"
         )
     return name

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlightning.data.seeding import restored_generators
 from kdlightning.models.output import ModelOutput
 from kdlightning.taps.hooks import HookCollector
 from kdlightning.taps.layouts import describe
@@ -61,12 +62,14 @@ class TapReader:
 
     def _check(self, output: ModelOutput) -> None:
         self.hooks.check_fired()
-        if self.model.training and torch.is_grad_enabled() and any(p.requires_grad for p in self.model.parameters()):
+        if any(p.requires_grad for p in self.model.parameters()):
+            if not (self.model.training and torch.is_grad_enabled()):
+                return  # a sanity check in evaluation mode says nothing of gradients
             for name, tensor in output.taps.items():
                 if tensor.is_floating_point() and not tensor.requires_grad:
                     raise TapError(
-                        f"tap {name!r} carries no gradient: its part of the student is frozen or under reentrant activation "
-                        "checkpointing; name another tap or use non-reentrant checkpointing"
+                        f"tap {name!r} carries no gradient: its part of the student is frozen or under reentrant "
+                        "activation checkpointing; name another tap or use non-reentrant checkpointing"
                     )
         self._checked = True
 
@@ -109,10 +112,10 @@ class TapReader:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards modes, buffers and torch's random state are what they were."""
+    """Evaluation mode inside; afterwards modes, buffers and random generators are what they were."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
+    with restored_generators():
         model.eval()
         try:
             yield

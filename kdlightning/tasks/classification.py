@@ -42,8 +42,8 @@ class Classification(Task):
         logits = output.logits
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise ConfigurationError(
-                f"the model gives logits of shape {tuple(logits.shape)} and the task has num_classes={self.num_classes}: "
-                "make the two agree"
+                f"the model gives logits of shape {tuple(logits.shape)} and the task has "
+                f"num_classes={self.num_classes}: make the two agree"
             )
         return functional.cross_entropy(logits.float(), self.with_target(batch), label_smoothing=self.label_smoothing)
 

@@ -55,8 +55,8 @@ class FrozenTeacher(NetworkTeacher):
         if checkpoint is not None:
             if not Path(checkpoint).is_file():
                 raise ConfigurationError(
-                    f"no teacher checkpoint at {checkpoint}: train the teacher first (kdlightning fit, or the config that the "
-                    "comment names), or set the teacher's checkpoint to the file you have"
+                    f"no teacher checkpoint at {checkpoint}: train the teacher first (kdlightning fit, or the config "
+                    "that the comment names), or set the teacher's checkpoint to the file you have"
                 )
             load_weights(model, checkpoint, key_map)
         self.__dict__["model"] = model.requires_grad_(False).eval()
