@@ -1,0 +1,121 @@
+"""Writes README's table of methods from the headers of the shipped configurations.
+
+`python docs/make_tables.py` rewrites it, `python docs/make_tables.py --check` only says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from kdlightning.commands.shipped import read_header
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN = "<!-- methods: written by docs/make_tables.py -->"
+END = "<!-- methods end -->"
+_ACCESS = {
+    "white_box": "**White-box**: the teacher's outputs, probabilities and insides are at hand.",
+    "black_box": "**Black-box**: of the teacher only its text is seen.",
+}
+_MODES = ("offline", "online", "self", "on_policy", "black_box")
+_KNOWLEDGE = ("response", "feature", "relation", "text")
+
+
+def headers(folder: Path) -> list[dict[str, str]]:
+    """The header of each configuration below a folder, with its name under `config`."""
+    paths = sorted(folder.rglob("*.yaml"))
+    return [{**read_header(path), "config": path.relative_to(folder).with_suffix("").as_posix()} for path in paths]
+
+
+def tables(found: list[dict[str, str]]) -> str:
+    """All tables, as Markdown."""
+    methods = [header for header in found if "kind" not in header]
+    parts = []
+    for access, title in _ACCESS.items():
+        rows = sorted((header for header in methods if header.get("access") == access), key=_order)
+        if rows:
+            columns = ("mode", "knowledge") if access == "white_box" else ("ability",)
+            parts += [title, _methods(rows, columns)]
+    others = [header for header in found if "kind" in header]
+    if others:
+        parts += ["**Recipes and baselines**: several stages in one go, and students and teachers on labels alone."]
+        parts += [_others(sorted(others, key=lambda header: (header["kind"] != "recipe", header["config"])))]
+    return "\n\n".join(parts)
+
+
+def _order(header: dict[str, str]) -> tuple[int, int, str]:
+    mode, knowledge = header.get("mode", ""), header.get("knowledge", "")
+    return (
+        _MODES.index(mode) if mode in _MODES else len(_MODES),
+        _KNOWLEDGE.index(knowledge) if knowledge in _KNOWLEDGE else len(_KNOWLEDGE),
+        header["config"],
+    )
+
+
+def _methods(rows: list[dict[str, str]], columns: tuple[str, ...]) -> str:
+    lines = [f"| {' | '.join(columns)} | method | configuration | task | paper |"]
+    lines.append("|---" * (len(columns) + 4) + "|")
+    for header in rows:
+        cells = [_words(header.get(column, "")) for column in columns]
+        cells += [header.get("name", ""), f"`{header['config']}`", _words(header.get("task", "")), paper(header)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _others(rows: list[dict[str, str]]) -> str:
+    lines = ["| kind | configuration | what it is |", "|---|---|---|"]
+    for header in rows:
+        what = header.get("summary") or header.get("name", "")
+        lines.append(f"| {header['kind']} | `{header['config']}` | {what} |")
+    return "\n".join(lines)
+
+
+def _words(value: str) -> str:
+    return {"causal_lm": "causal LM", "cot": "CoT", "icl": "ICL", "on_policy": "on-policy"}.get(
+        value, value.replace("_", " ")
+    )
+
+
+def paper(header: dict[str, str]) -> str:
+    """Authors and year, linked to arXiv where the header has its number."""
+    text = header.get("paper", "")
+    authors = re.match(r"[^:]*?\b(?:19|20)\d\d\b", text)
+    short = authors[0] if authors and len(authors[0]) < 60 else text
+    number = re.search(r"arXiv:(\d{4}\.\d{4,5})", text)
+    return f"[{short}](https://arxiv.org/abs/{number[1]})" if number else short
+
+
+def with_tables(readme: str, content: str) -> str:
+    """The README with new tables between the two comments.
+
+    Raises:
+        ValueError: the comments are missing.
+    """
+    if BEGIN not in readme or END not in readme:
+        raise ValueError(f"README.md has no {BEGIN!r} … {END!r}")
+    before, rest = readme.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes or checks; 1 if a check finds an old table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is old")
+    options = parser.parse_args(arguments)
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = with_tables(old, tables(headers(ROOT / "configs")))
+    if new == old:
+        return 0
+    if options.check:
+        print("README.md: the table of methods is old: run python docs/make_tables.py", file=sys.stderr)
+        return 1
+    path.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
