@@ -69,7 +69,7 @@ def read_request(command: str, argv: list[str], *, weights: bool = True) -> Requ
     Args:
         command: fit, validate, test or predict.
         argv: its arguments.
-        weights: whether files of weights must exist; if not, networks are built without them.
+        weights: whether files of weights must exist.
 
     Raises:
         ConfigurationError: the first mistake found, in one sentence.
@@ -82,11 +82,8 @@ def read_request(command: str, argv: list[str], *, weights: bool = True) -> Requ
     _take_run_config(request)
     for path, content in request.configs:
         check_content(path, content, command)
-    for place, value in checkpoints_of(request).items():
-        if weights:
-            _check_file(value, place)
-        elif "[" not in place:
-            request.arguments.append(f"--{place}=null")
+    for place, value in checkpoints_of(request).items() if weights else ():
+        _check_file(value, place)
     if not request.name:
         request.name = _default_name(request)
     return request

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from kdlightning.commands.options import Parser
-from kdlightning.commands.precheck import read_request
+from kdlightning.commands.precheck import Request, read_request
 from kdlightning.errors import ConfigurationError, nearest
 
 if TYPE_CHECKING:
@@ -82,15 +83,20 @@ def _named(name: str, shape: tuple[int, ...] | None) -> nn.Module:
     return timm_model(name)
 
 
-def _configured(request: Any, role: str | None) -> tuple[dict[str, nn.Module], Any]:
+def _configured(request: Request, role: str | None) -> tuple[dict[str, nn.Module], Any]:
     """The networks of a configuration, and two samples of its data."""
-    from kdlightning.commands.lightning_command import DistillCommand
+    import yaml
+
     from kdlightning.teachers.base import NetworkTeacher
 
-    # No run: the Trainer is only built, and writes nothing.
-    request.arguments += ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.accelerator=cpu"]
-    request.arguments += ["--trainer.fast_dev_run=true"]
-    command = DistillCommand(request)
+    # No run: the Trainer is only built, and writes nothing. Shapes need no trained weights.
+    with TemporaryDirectory() as folder:
+        request.arguments = []
+        for number, (_, content) in enumerate(request.configs):
+            path = Path(folder) / f"{number}.yaml"
+            path.write_text(yaml.safe_dump(_without_weights(content)), encoding="utf-8")
+            request.arguments += ["--config", str(path)]
+        command = _built(request)
     module = command.model
     found: dict[str, nn.Module] = {"student": module.student}
     if isinstance(module.teacher, NetworkTeacher):
@@ -98,6 +104,20 @@ def _configured(request: Any, role: str | None) -> tuple[dict[str, nn.Module], A
     if role is not None and role not in found:
         raise ConfigurationError(f"--role {role}: {type(module).__name__} of this configuration has no {role} network")
     return ({role: found[role]} if role else found), _two_samples(command)
+
+
+def _without_weights(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_weights(item) for key, item in value.items() if key not in ("checkpoint", "pretrained")}
+    return [_without_weights(item) for item in value] if isinstance(value, list) else value
+
+
+def _built(request: Request) -> Any:
+    from kdlightning.commands.lightning_command import DistillCommand
+
+    request.arguments += ["--trainer.logger=false", "--trainer.enable_checkpointing=false", "--trainer.accelerator=cpu"]
+    request.arguments += ["--trainer.fast_dev_run=true"]
+    return DistillCommand(request)
 
 
 def _two_samples(command: Any) -> Any:
