@@ -79,6 +79,22 @@ def answers_match(prediction: str | None, gold: str | None, kind: AnswerKind) ->
     return ours == theirs
 
 
+def split_at_trigger(text: str) -> tuple[str, str]:
+    """What stands before the last trigger, without the beginning of its sentence, and the rest.
+
+    Without a trigger the rest is empty.
+    """
+    starts = [match.start() for match in _trigger_pattern(()).finditer(text)]
+    if not starts:
+        return text.strip(), ""
+    before = text[: starts[-1]]
+    cut = max((match.end() for match in re.finditer(r"[.!?]\s+|\n", before)), default=0)
+    # "####" and "Answer:" begin something new wherever they stand; "the answer is" may have a "So" before it.
+    if not cut or text[starts[-1]] not in "tT":
+        cut = starts[-1]
+    return text[:cut].strip(), text[cut:].strip()
+
+
 def canonical_answer(answer: str | None, kind: AnswerKind) -> str | None:
     """An answer in the form in which it is compared; any capital letter is a choice. None if it is none."""
     if answer is None:

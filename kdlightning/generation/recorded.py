@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Capability, Completion, Origin, Request, TextGenerator
-from kdlightning.generation.records import Record, field_of, read_records
+from kdlightning.generation.records import Record, field_of, load_records
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RecordedGenerator(TextGenerator):
             raise ConfigurationError("answer_field names no field")
         self.steps = tuple(fields)
         rows: dict[str, list[_Row]] = {}
-        for number, record in enumerate(read_records(records) if isinstance(records, (str, Path)) else records):
+        for number, record in enumerate(load_records(records, type(self).__name__)):
             for row in _rows(record, number, prompt_field, fields):
                 rows.setdefault(row.prompt, []).append(row)
         self._rows = rows

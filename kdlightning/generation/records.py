@@ -1,10 +1,8 @@
-"""Reads records from files."""
+"""Records, given in memory or as a file."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +11,24 @@ from kdlightning.errors import ConfigurationError, nearest
 Record = Mapping[str, Any]
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Objects of a JSON Lines file (`.jsonl`, `.jsonl.gz`) or of one JSON list (`.json`, `.json.gz`).
+def load_records(records: str | Path | Sequence[Record], owner: str) -> list[Record]:
+    """The records themselves, or those of a JSONL, JSON, CSV or TSV file, each `.gz` or not.
+
+    Args:
+        records: a path or the records.
+        owner: who asks, for the message.
 
     Raises:
         ConfigurationError: no such file, not such a file, or nothing in it.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigurationError(f"no file {path}")
-    lines = path.name.removesuffix(".gz").endswith(".jsonl")
-    if not lines and not path.name.removesuffix(".gz").endswith(".json"):
-        raise ConfigurationError(f"{path}: records are read from .jsonl, .jsonl.gz, .json or .json.gz")
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            records = _lines(path, file) if lines else json.load(file)
-    except (OSError, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise ConfigurationError(f"{path}: records are a list of objects")
+    if isinstance(records, (str, Path)):
+        # Imported here: it needs numpy and torch, and records in memory do not.
+        from kdlightning.data.files import existing, read_records
+
+        return list(read_records(existing(records, owner, "a JSONL file of records", "give its path")))
     if not records:
-        raise ConfigurationError(f"{path} holds no records")
-    return records
-
-
-def _lines(path: Path, file: Iterable[str]) -> list[Any]:
-    records = []
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise ConfigurationError(f"{path}, line {number}: not JSON ({error.msg})") from error
-    return records
+        raise ConfigurationError(f"{owner}: there are no records")
+    return list(records)
 
 
 def field_of(record: Record, name: str) -> Any:

@@ -102,7 +102,7 @@ def test_other_records_are_another_teacher() -> None:
     assert one.identity == same.identity != other.identity
 
 
-@given(st.dictionaries(st.text(min_size=1), st.text(), max_size=5), st.text(), st.integers(1, 3))
+@given(st.dictionaries(st.text(min_size=1), st.text(), min_size=1, max_size=5), st.text(), st.integers(1, 3))
 def test_every_answer_was_recorded(recorded: dict[str, str], question: str, samples: int) -> None:
     records = [{"prompt": prompt, "answer": text} for prompt, text in recorded.items()]
     request = Request(question, samples=samples, sampling=Sampling(temperature=1.0))

@@ -1,4 +1,4 @@
-"""Records from files."""
+"""Records from memory and from files."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from pathlib import Path
 import pytest
 
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.records import field_of, read_records
+from kdlightning.generation.records import field_of, load_records
 
 ROWS = [{"a": 1}, {"a": 2}]
 
 
-def test_reads_lines_and_lists_plain_and_compressed(tmp_path: Path) -> None:
+def test_reads_files_and_takes_records_as_they_are(tmp_path: Path) -> None:
     lines = "\n".join(json.dumps(row) for row in ROWS) + "\n\n"
     (tmp_path / "a.jsonl").write_text(lines)
-    (tmp_path / "a.json").write_text(json.dumps(ROWS))
     with gzip.open(tmp_path / "a.jsonl.gz", "wt") as file:
         file.write(lines)
-    for name in ("a.jsonl", "a.json", "a.jsonl.gz"):
-        assert read_records(tmp_path / name) == ROWS
+    for source in (tmp_path / "a.jsonl", str(tmp_path / "a.jsonl.gz"), ROWS):
+        assert load_records(source, "Somebody") == ROWS
 
 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("missing.jsonl", None, "no file"),
-        ("a.csv", b"a,b", "read from"),
+        ("missing.jsonl", None, "Somebody: there is no .*missing.jsonl"),
         ("a.jsonl", b'{"a": 1}\n{"a"\n', "line 2"),
-        ("a.jsonl", b"[1]\n", "list of objects"),
-        ("a.json", b"{}", "list of objects"),
-        ("a.jsonl", b"\n", "no records"),
-        ("a.jsonl.gz", b"not gzip", "cannot be read"),
-        ("a.json", b"\xff\xfe", "cannot be read"),
+        ("a.jsonl.gz", b"not gzip", "gzip"),
+        ("a.txt", b"a", "records come as"),
     ],
 )
 def test_bad_files_are_one_sentence(tmp_path: Path, name: str, content: bytes | None, named: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=named) as caught:
-        read_records(tmp_path / name)
+        load_records(tmp_path / name, "Somebody")
     assert "\n" not in str(caught.value)
+
+
+def test_no_records_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="Somebody: there are no records"):
+        load_records([], "Somebody")
 
 
 def test_dotted_fields_look_inside() -> None:

@@ -1,0 +1,233 @@
+"""What a black-box method is: requests, a filter, examples, and how its student is asked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.base import Answer, Capability, Request, TextGenerator, require
+from kdlightning.generation.engine import Engine, EngineResult
+from kdlightning.generation.records import Record, field_of
+from kdlightning.generation.store import CompletionStore
+
+T = TypeVar("T")
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that a method works on.
+
+    Attributes:
+        number: its place in the records.
+        question: what is asked.
+        gold: the right answer; None if the record has none.
+        record: all its fields, for templates.
+    """
+
+    number: int
+    question: str
+    gold: str | None
+    record: Record = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one answer of the teacher.
+
+    Attributes:
+        record: number of the record.
+        sample: number of the sample.
+        reason: "kept", or why not; the reasons of a method are few, so that they can be counted.
+        texts: what the teacher wrote, by step.
+        prediction: the teacher's answer, in canonical form.
+        detail: a sentence more, for example what the generator said.
+    """
+
+    record: int
+    sample: int
+    reason: str
+    texts: Mapping[str, str] = field(default_factory=dict)
+    prediction: str | None = None
+    detail: str = ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether a student learns from it."""
+        return self.reason == KEPT
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training text, before it is tokenised. The loss is on the label alone.
+
+    Attributes:
+        record: number of the record that it comes from.
+        prompt: what the student is given.
+        label: what it learns to write, ended by its end token; empty for a prompt without a known label.
+        tag: which of a method's tasks it belongs to; empty for methods of one task.
+    """
+
+    record: int
+    prompt: str
+    label: str
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a student answered by the method's inference protocol.
+
+    Attributes:
+        record: number of the record.
+        question: what was asked.
+        text: what the student wrote.
+        prediction: the answer in it, or None.
+        gold: the right answer.
+        correct: whether they match.
+    """
+
+    record: int
+    question: str
+    text: str
+    prediction: str | None
+    gold: str | None
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Round:
+    """Requests that can be answered at the same time.
+
+    Attributes:
+        name: what the progress display calls them.
+        requests: the requests.
+        role: who is asked: "teacher", "referee", or one of the method's students.
+    """
+
+    name: str
+    requests: Sequence[Request]
+    role: str = "teacher"
+
+
+Rounds = Generator[Round, list[Answer], T]
+"""Yields rounds, is sent their answers in the order of the requests, and returns what came of them."""
+
+
+class BlackBoxMethod(ABC):
+    """Base of the methods that know a teacher by its text alone.
+
+    A method is plain Python without a model: `collect` and `infer` yield rounds of requests and are sent the answers,
+    so that any generator can stand behind each role, and any number of rounds can be resumed from a store.
+
+    Attributes:
+        needs: what the teacher must be capable of.
+        students: names of the students that the method trains.
+        encoder_decoder: whether prompts and labels are made for encoder–decoder students.
+    """
+
+    needs: ClassVar[frozenset[Capability]] = frozenset({"text"})
+    students: ClassVar[tuple[str, ...]] = ("student",)
+    encoder_decoder: bool = False
+
+    @abstractmethod
+    def collect(self, problems: Sequence[Problem]) -> Rounds[list[Outcome]]:
+        """Asks the teacher and filters its answers; every (record, sample) gets exactly one outcome."""
+
+    @abstractmethod
+    def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
+        """Training texts from the kept outcomes of one record, by student."""
+
+    @abstractmethod
+    def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
+        """The inference protocol: how the students alone answer."""
+
+    def prompt(self, problem: Problem) -> str:
+        """What a student is given for a record of which no label is known."""
+        return problem.question
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """The protocol's metrics over a whole split: `acc` by default."""
+        return {"acc": sum(p.correct for p in predictions) / len(predictions)} if predictions else {}
+
+    def read_gold(self, value: Any) -> str | None:
+        """A gold answer of the records as text; None if it is missing."""
+        return None if value is None or str(value).strip() == "" else str(value)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the method was made with: methods of one class and equal options are the same."""
+        return dict(vars(self))
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.options == getattr(other, "options", None)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def problems_from(
+    records: Sequence[Record], method: BlackBoxMethod, question_field: str, gold_field: str
+) -> list[Problem]:
+    """Records as a method's problems."""
+    return [
+        Problem(number, str(field_of(record, question_field)), method.read_gold(field_of(record, gold_field)), record)
+        for number, record in enumerate(records)
+    ]
+
+
+def run_rounds(
+    rounds: Rounds[T],
+    generators: Mapping[str, TextGenerator],
+    store: CompletionStore | None = None,
+    *,
+    progress: bool = True,
+) -> tuple[T, list[EngineResult]]:
+    """Answers all rounds, each role by its generator, and returns what came of them.
+
+    Args:
+        rounds: of `BlackBoxMethod.collect` or `infer`.
+        generators: by role.
+        store: where answers are kept, for all roles; None keeps them for this run.
+        progress: whether to show a bar for each round.
+    """
+    store = CompletionStore(":memory:") if store is None else store
+    results: list[EngineResult] = []
+    answers: list[Answer] | None = None
+    while True:
+        try:
+            current = next(rounds) if answers is None else rounds.send(answers)
+        except StopIteration as end:
+            return end.value, results
+        if current.role not in generators:
+            raise ConfigurationError(f"nobody plays the {current.role!r}; there are {', '.join(sorted(generators))}")
+        engine = Engine(generators[current.role], store, progress=progress)
+        results.append(engine.run(current.requests, current.name))
+        answers = results[-1].answers
+
+
+def collect(
+    method: BlackBoxMethod,
+    problems: Sequence[Problem],
+    teacher: TextGenerator,
+    store: CompletionStore | None = None,
+    *,
+    progress: bool = True,
+) -> tuple[list[Outcome], list[EngineResult]]:
+    """Asks a teacher by a method: its outcomes, one for each record and sample, and what came of each round."""
+    require(teacher, method.needs, type(method).__name__)
+    outcomes, results = run_rounds(method.collect(problems), {"teacher": teacher}, store, progress=progress)
+    places = Counter((outcome.record, outcome.sample) for outcome in outcomes)
+    if places and max(places.values()) > 1:
+        raise RuntimeError(f"{type(method).__name__} gave two outcomes to one sample: {places.most_common(1)[0][0]}")
+    return outcomes, results
+
+
+def count_reasons(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many outcomes there are of each reason, "kept" first; they add up to all."""
+    counts = Counter(outcome.reason for outcome in outcomes)
+    kept = {KEPT: counts.pop(KEPT, 0)}
+    return kept | dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

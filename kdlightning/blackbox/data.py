@@ -1,0 +1,188 @@
+"""A teacher's text as training data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kdlightning.blackbox.base import BlackBoxMethod, Example, Problem, problems_from
+from kdlightning.blackbox.sequences import LabelledSequences, PaddedBatch, TokenPair, tokenize
+from kdlightning.blackbox.teacher_text import TeacherText
+from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.splits import held_out_count, stratified
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.base import TextGenerator
+from kdlightning.generation.recorded import RecordedGenerator
+from kdlightning.generation.records import Record, load_records
+
+
+class BlackBoxData(DistillDataModule):
+    """Asks a teacher about records by a method, and makes its answers batches.
+
+    Before training (on one process) the teacher is asked about the training and validation records, through the
+    store; its answers are filtered, and one line for each, kept or dropped with its reason, goes to
+    `<store>.<method>/report.jsonl`. The test split is of records too: it is never asked about, and serves the
+    method's inference protocol.
+
+    Batches have `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label. A validation batch has
+    one row a record: its first kept answer, or its question alone, which counts nowhere.
+
+    Args:
+        method: the method.
+        records: a JSONL, JSON, CSV or TSV file, or the records themselves.
+        question_field: field of the question; a dotted name looks inside objects.
+        gold_field: field of the right answer.
+        generator: the teacher; None takes the records' own text, from `recorded_fields`.
+        recorded_fields: field of the recorded answer by the method's step, for example
+            `{rationale: llm_rationale, answer: llm_answer}`.
+        store: the file that keeps every answer of the teacher.
+        tokenizer: a folder or hub name of the student's tokenizer, or the tokenizer itself (in Python); None trains
+            one on the training examples, and keeps it beside the report.
+        tokenizer_kind: of a trained one: "bpe" (byte level) or "characters".
+        vocab_size: of a trained one.
+        max_length: longest example in tokens; longer ones are dropped.
+        test_records: records of the test split, in a file of their own.
+        test_split: fraction or count of `records` that is the test split, without `test_records`.
+        val_split: fraction or count of the records that are left, for validation; 0 validates on the test split, and
+            no best score can be reported.
+        batch_size: training examples in a batch.
+        progress: whether to show bars and a summary while the teacher is asked.
+        **options: those of `DistillDataModule`.
+    """
+
+    def __init__(
+        self,
+        method: BlackBoxMethod,
+        records: str | list[dict[str, Any]] | None = None,
+        question_field: str = "question",
+        gold_field: str = "answer",
+        generator: TextGenerator | None = None,
+        recorded_fields: dict[str, str] | None = None,
+        store: str | None = None,
+        tokenizer: Any = None,
+        tokenizer_kind: Literal["bpe", "characters"] = "bpe",
+        vocab_size: int = 2000,
+        max_length: int = 512,
+        test_records: str | list[dict[str, Any]] | None = None,
+        test_split: float = 0.1,
+        val_split: float = 0.1,
+        batch_size: int = 8,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, val_split=val_split, **options)
+        if records is None:
+            raise ConfigurationError("BlackBoxData needs records: --data.records PATH")
+        if store is None:
+            raise ConfigurationError("BlackBoxData needs store, the file that keeps the teacher's answers")
+        if (generator is None) == (recorded_fields is None):
+            raise ConfigurationError("BlackBoxData: give either generator, or recorded_fields of the records")
+        if max_length < 2:
+            raise ConfigurationError(f"max_length must be at least 2, got {max_length}")
+        self.method = method
+        self.test_split = test_split
+        self.max_length = max_length
+        self._fields = (question_field, gold_field)
+        self._records = load_records(records, "records")
+        self._test_records = None if test_records is None else load_records(test_records, "test_records")
+        if generator is None:
+            generator = RecordedGenerator(self._records, question_field, recorded_fields or {})
+        self.problems = self._split()
+        asked = {part: self.problems[part] for part in ("train", "val")}
+        self.text = TeacherText(
+            method, asked, generator, store, tokenizer, tokenizer_kind, vocab_size, max_length, progress
+        )
+        self._tokenizer: Any = None
+
+    # -- records ---------------------------------------------------------------------------------------------------
+
+    def _split(self) -> dict[str, list[Problem]]:
+        """The records of "train", "val" and "test", each in the order of the file."""
+        everything = self._read(self._records)
+        rows = torch.arange(len(everything))
+        test, val = rows[:0], rows[:0]
+        if self._test_records is None and self.test_split:
+            count = _count("test_split", self.test_split, len(rows))
+            test, rows = stratified(len(rows), count, seed=self.split_seed)
+        if self.val_split:
+            count = _count("val_split", self.val_split, len(rows))
+            held, left = stratified(len(rows), count, seed=self.split_seed + 1)
+            val, rows = rows[held], rows[left]
+        parts = {"train": rows, "val": val, "test": test}
+        problems = {name: [everything[row] for row in sorted(part.tolist())] for name, part in parts.items()}
+        if self._test_records is not None:
+            problems["test"] = self._read(self._test_records)
+        return problems
+
+    def _read(self, records: Sequence[Record]) -> list[Problem]:
+        return problems_from(records, self.method, *self._fields)
+
+    def evaluated(self, stage: str, index: Tensor) -> list[Problem]:
+        """The records behind a batch of validation, test or prediction.
+
+        Args:
+            stage: "val", "test" or "predict".
+            index: `Batch.index` `(B,)`.
+        """
+        # As the loaders choose: validation without records of its own reads test, prediction without test reads val.
+        first, second = ("val", "test") if stage == "val" else ("test", "val")
+        problems = self.problems[first] or self.problems[second]
+        return [problems[number] for number in index.tolist()]
+
+    # -- what the Trainer asks -------------------------------------------------------------------------------------
+
+    @property
+    def report(self) -> Path:
+        """The JSONL file of what was kept and dropped."""
+        return self.text.report
+
+    @property
+    def tokenizer(self) -> Any:
+        """The student's tokenizer."""
+        _ = self.sources
+        return self._tokenizer
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of the tokenizer's tokens, special ones included."""
+        return len(self.tokenizer)
+
+    def prepare_data(self) -> None:
+        """Asks the teacher for what the store lacks; a fit also asks again for what failed, unless it resumes."""
+        trainer = self.trainer
+        fresh = trainer is None or (trainer.state.fn == "fit" and trainer.ckpt_path is None)
+        if fresh or not self.text.is_prepared():
+            self.text.prepare()
+
+    def load(self) -> Sources:
+        """Reads what was prepared, and tokenises it."""
+        if not self.text.is_prepared():
+            self.text.prepare()
+        self._tokenizer = self.text.tokenizer()
+        self.collate_fn = PaddedBatch(self._tokenizer.pad_token_id, encoder_decoder=self.method.encoder_decoder)
+        outcomes = self.text.outcomes()
+        blank = [Example(problem.number, self.method.prompt(problem), "") for problem in self.problems["test"]]
+        parts = {
+            "train": self.text.examples("train", outcomes),
+            "val": self.text.shown("val", outcomes),
+            "test": blank,
+        }
+        sets = {name: self._sequences(examples) for name, examples in parts.items() if examples}
+        return Sources(sets["train"], sets.get("test"), sets.get("val"))
+
+    def _sequences(self, examples: Sequence[Example]) -> LabelledSequences:
+        pairs = [tokenize(each, self._tokenizer, encoder_decoder=self.method.encoder_decoder) for each in examples]
+        most = self.max_length
+        # Only a question without a label can still be too long here; it counts nowhere.
+        return LabelledSequences([pair if len(pair) <= most else TokenPair(pair.prompt[:most], ()) for pair in pairs])
+
+
+def _count(option: str, split: float, total: int) -> int:
+    try:
+        return held_out_count(split, total)
+    except ConfigurationError as error:
+        raise ConfigurationError(str(error).replace("val_split", option)) from error

@@ -1,0 +1,200 @@
+"""What a teacher wrote about a set of records, asked for, filtered, and kept beside its store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Literal
+
+from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, collect
+from kdlightning.blackbox.report import read_report, summary, write_report, write_whole
+from kdlightning.blackbox.sequences import tokenize
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.base import TextGenerator
+from kdlightning.generation.store import CompletionStore
+from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
+
+TOO_LONG = "longer than max_length tokens"
+
+
+@dataclass
+class TeacherText:
+    """Asks a teacher by a method, and keeps the outcome in `<store>.<method>/`.
+
+    The folder holds `report.jsonl` (one line for each answer, kept or dropped with its reason), the tokenizer if it
+    was trained here, and `prepared.json`, which says what they were made from.
+
+    Attributes:
+        method: the method.
+        problems: the records that the teacher is asked about, by part: "train" and "val".
+        generator: the teacher.
+        store: the file of all its answers.
+        given_tokenizer: the student's tokenizer, its folder or hub name, or None to train one.
+        tokenizer_kind: of a trained one.
+        vocab_size: of a trained one.
+        max_length: longest example in tokens.
+        progress: whether to show bars and the summary.
+    """
+
+    method: BlackBoxMethod
+    problems: Mapping[str, Sequence[Problem]]
+    generator: TextGenerator
+    store: str
+    given_tokenizer: Any = None
+    tokenizer_kind: Literal["bpe", "characters"] = "bpe"
+    vocab_size: int = 2000
+    max_length: int = 512
+    progress: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The folder, beside the store."""
+        path = Path(self.store)
+        return path.with_name(f"{path.stem}.{type(self.method).__name__}")
+
+    @property
+    def report(self) -> Path:
+        """The JSONL file of what was kept and dropped."""
+        return self.folder / "report.jsonl"
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Asks for what the store lacks, filters, and writes report and tokenizer.
+
+        Raises:
+            ConfigurationError: no answer was kept.
+        """
+        everything = {problem.number: problem for problems in self.problems.values() for problem in problems}
+        parts = {problem.number: part for part, problems in self.problems.items() for problem in problems}
+        with CompletionStore(self.store) as store:
+            outcomes, results = collect(
+                self.method, list(everything.values()), self.generator, store, progress=self.progress
+            )
+        examples = self.examples("train", outcomes)
+        if examples:
+            tokenizer = self._make_tokenizer(examples)
+            outcomes = [self._fitting(outcome, everything[outcome.record], tokenizer) for outcome in outcomes]
+        write_report(self.report, outcomes, everything, parts)
+        if not self.examples("train", outcomes):
+            details = [f" ({outcome.detail})" for outcome in outcomes if outcome.detail][:1]
+            raise ConfigurationError(f"nothing to train on: {summary(outcomes)}{''.join(details)}; see {self.report}")
+        write_whole(self.folder / "prepared.json", json.dumps({"digest": self._digest()}))
+        if self.progress:
+            failed = sum(len(result.failures) for result in results)
+            more = f"; {failed} requests failed, and are asked again by the next fit" if failed else ""
+            print(f"{type(self.method).__name__}: {summary(outcomes)}{more}; report: {self.report}", file=sys.stderr)
+
+    def is_prepared(self) -> bool:
+        """Whether the folder was made from this method, these records, this teacher and this tokenizer."""
+        try:
+            state = json.loads((self.folder / "prepared.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return isinstance(state, dict) and state.get("digest") == self._digest() and self.report.is_file()
+
+    def _digest(self) -> str:
+        content = [
+            type(self.method).__name__,
+            {name: repr(value) for name, value in sorted(self.method.options.items())},
+            self.generator.identity,
+            {part: [(p.question, p.gold) for p in problems] for part, problems in self.problems.items()},
+            self._tokenizer_name(),
+            self.max_length,
+        ]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _fitting(self, outcome: Outcome, problem: Problem, tokenizer: Any) -> Outcome:
+        if not outcome.kept:
+            return outcome
+        examples = self._of_record(problem, [outcome])
+        lengths = [len(tokenize(e, tokenizer, encoder_decoder=self.method.encoder_decoder)) for e in examples]
+        return outcome if max(lengths, default=0) <= self.max_length else replace(outcome, reason=TOO_LONG)
+
+    # -- examples --------------------------------------------------------------------------------------------------
+
+    def outcomes(self) -> list[Outcome]:
+        """What `prepare` wrote down."""
+        return read_report(self.report)
+
+    def examples(self, part: str, outcomes: Sequence[Outcome]) -> list[Example]:
+        """Training texts of all kept answers of a part."""
+        grouped = _by_record(outcomes)
+        return [
+            example
+            for problem in self.problems[part]
+            for example in self._of_record(problem, grouped.get(problem.number, []))
+        ]
+
+    def shown(self, part: str, outcomes: Sequence[Outcome]) -> list[Example]:
+        """One text a record: the first kept answer, or the prompt alone."""
+        grouped = _by_record(outcomes)
+        return [
+            next(
+                iter(self._of_record(problem, grouped.get(problem.number, []))),
+                Example(problem.number, self.method.prompt(problem), ""),
+            )
+            for problem in self.problems[part]
+        ]
+
+    def _of_record(self, problem: Problem, outcomes: Sequence[Outcome]) -> list[Example]:
+        by_student = self.method.examples(problem, outcomes)
+        if len(by_student) > 1:
+            names = " and ".join(by_student)
+            raise ConfigurationError(
+                f"{type(self.method).__name__} trains several students ({names}), and this is one's"
+            )
+        return [example for examples in by_student.values() for example in examples]
+
+    # -- the student's tokenizer -----------------------------------------------------------------------------------
+
+    def tokenizer(self) -> Any:
+        """The student's tokenizer, loaded.
+
+        Raises:
+            ConfigurationError: it has no end or no padding token.
+        """
+        given = self.given_tokenizer
+        if given is None:
+            given = str(self.folder / self._tokenizer_name())
+        tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+            raise ConfigurationError("the tokenizer needs an end token and a padding token: set them and save it again")
+        return tokenizer
+
+    def _tokenizer_name(self) -> str:
+        given = self.given_tokenizer
+        if given is not None:
+            return given if isinstance(given, str) else f"{type(given).__name__} of {len(given)}"
+        questions = json.dumps([[problem.question for problem in self.problems["train"]], self.tokenizer_kind])
+        return f"tokenizer-{self.vocab_size}-{hashlib.sha256(questions.encode()).hexdigest()[:12]}"
+
+    def _make_tokenizer(self, examples: Sequence[Example]) -> Any:
+        folder = self.folder / self._tokenizer_name()
+        # Once trained it stays: a student's numbers of tokens must not change when a few more answers come in.
+        if self.given_tokenizer is not None or folder.is_dir():
+            return self.tokenizer()
+        texts = [example.prompt + example.label for example in examples]
+        tokenizer = train_tokenizer(texts, self.vocab_size, self.tokenizer_kind)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        beside = Path(mkdtemp(prefix=".tokenizer-", dir=self.folder))
+        tokenizer.save_pretrained(str(beside))
+        try:
+            beside.rename(folder)
+        except OSError:
+            # Another process was first; from the same texts it has trained the same.
+            shutil.rmtree(beside, ignore_errors=True)
+        return self.tokenizer()
+
+
+def _by_record(outcomes: Sequence[Outcome]) -> dict[int, list[Outcome]]:
+    groups: dict[int, list[Outcome]] = {}
+    for outcome in outcomes:
+        groups.setdefault(outcome.record, []).append(outcome)
+    return groups

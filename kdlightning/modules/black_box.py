@@ -1,0 +1,215 @@
+"""A student of a teacher of which only the text is seen."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import nn
+
+from kdlightning.blackbox.base import BlackBoxMethod, Prediction, run_rounds
+from kdlightning.blackbox.data import BlackBoxData
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.transformers import TransformersGenerator
+from kdlightning.modules.base import DistillModule
+from kdlightning.schedules import Weight
+from kdlightning.tasks import CausalLM, Task
+
+
+class BlackBoxDistillation(DistillModule):
+    """Black-box distillation: the student learns from the teacher's filtered text, and is judged by generating.
+
+    The one term is `task`: cross-entropy on the tokens of the labels. Validation logs `val/loss` and
+    `val/perplexity` on the kept answers, and both validation and test run the method's own inference protocol on
+    whole records: `val/acc`, `test/acc`. Test writes every prediction to `test_predictions.jsonl` in the run's folder,
+    `predict` gives the same rows.
+
+    Args:
+        student: a language model of transformers.
+        method: the method; None takes the data module's. It must be the same in both places.
+        task: `CausalLM()` by default.
+        inference_every: epochs between two validations by the protocol; 0 leaves it to test.
+        inference_records: validate the protocol on only so many records (of each process); all by default.
+        inference_batch_size: records that generate together; the loader's batch by default.
+        optimizer: makes the optimizer from parameters; AdamW with learning rate 1e-3 by default.
+        lr_scheduler: makes the scheduler from the optimizer; none by default.
+        lr_interval: whether the scheduler steps every "epoch" or every "step".
+        weights: weights by term name.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        method: BlackBoxMethod | None = None,
+        *,
+        task: Task | None = None,
+        inference_every: int = 1,
+        inference_records: int | None = None,
+        inference_batch_size: int | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: str = "epoch",
+        weights: dict[str, Weight] | None = None,
+    ) -> None:
+        super().__init__(
+            student,
+            task=CausalLM() if task is None else task,
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            lr_interval=lr_interval,
+            weights=weights,
+        )
+        if inference_every < 0:
+            raise ConfigurationError(f"inference_every is {inference_every}: give epochs, or 0 for never")
+        if not hasattr(student, "generate"):
+            raise ConfigurationError(
+                f"BlackBoxDistillation: {type(student).__name__} has no generate(); use a transformers model"
+            )
+        if isinstance(self.task, CausalLM) and getattr(getattr(student, "config", None), "is_encoder_decoder", False):
+            raise ConfigurationError(
+                "CausalLM is for decoder-only students: give an encoder–decoder's task, or a decoder"
+            )
+        self.method = method
+        self.inference_every = inference_every
+        self.inference_records = inference_records
+        self.inference_batch_size = inference_batch_size
+        self._predictions: list[Prediction] = []
+
+    @property
+    def data(self) -> BlackBoxData:
+        """The data module, which knows records and tokenizer."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, BlackBoxData):
+            raise ConfigurationError("BlackBoxDistillation reads BlackBoxData: give it as the datamodule")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """See `DistillModule.setup`; method, tokenizer and student must fit together."""
+        data = self.data
+        if self.method is None:
+            self.method = data.method
+        elif self.method != data.method:
+            raise ConfigurationError("the module and BlackBoxData have different methods: leave the module's out")
+        config: Any = self.student.config
+        if self.method.encoder_decoder != bool(config.is_encoder_decoder):
+            raise ConfigurationError(
+                f"{type(self.method).__name__}: student_kind does not fit {type(self.student).__name__}; "
+                "it is decoder_only or encoder_decoder"
+            )
+        self._fit_to_tokenizer(data.tokenizer)
+        super().setup(stage)
+
+    def _fit_to_tokenizer(self, tokenizer: Any) -> None:
+        student: Any = self.student
+        rows = student.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
+            raise ConfigurationError(
+                f"the tokenizer has {len(tokenizer)} tokens and the student's embedding {rows} rows: "
+                "raise its vocab_size, or lower that of the data"
+            )
+        settings = getattr(student, "generation_config", None)
+        ends = getattr(settings, "eos_token_id", None)
+        if settings is not None and tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
+            # A configuration's default names a token that means something else here, and would end answers early.
+            for target in (settings, student.config):
+                target.eos_token_id = tokenizer.eos_token_id
+                target.bos_token_id = tokenizer.bos_token_id
+                target.pad_token_id = tokenizer.pad_token_id
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, raw: Any, batch_idx: int) -> None:
+        """The loss on labels, and the protocol on the batch's records."""
+        batch = self.task.batch(raw)
+        self.evaluate(batch, "val")
+        if self._validates_protocol():
+            left = None
+            if self.inference_records is not None:
+                left = self.inference_records - len(self._predictions)
+            self._predictions += self._infer(batch, "val", left)
+
+    def _validates_protocol(self) -> bool:
+        if self.trainer.sanity_checking or not self.inference_every:
+            return False
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        return not fitting or (self.current_epoch + 1) % self.inference_every == 0
+
+    def test_step(self, raw: Any, batch_idx: int) -> None:
+        """The protocol on the batch's records; the loss too where there are labels."""
+        batch = self.task.batch(raw)
+        if batch.mask is None or bool(batch.mask.any()):
+            self.evaluate(batch, "test")
+        self._predictions += self._infer(batch, "test")
+
+    def predict_step(self, raw: Any, batch_idx: int) -> list[dict[str, Any]]:
+        """One dictionary a record: index, record, question, text, prediction, gold, correct."""
+        batch = self.task.batch(raw)
+        assert batch.index is not None
+        predictions = self._infer(batch, "predict")
+        return [
+            {"index": number, **asdict(prediction)}
+            for number, prediction in zip(batch.index.tolist(), predictions, strict=True)
+        ]
+
+    def _infer(self, batch: Batch, stage: str, most: int | None = None) -> list[Prediction]:
+        if self.method is None or batch.index is None:
+            raise ConfigurationError("BlackBoxDistillation needs the sample numbers that BlackBoxData's loaders give")
+        problems = self.data.evaluated(stage, batch.index)
+        problems = problems if most is None else problems[: max(0, most)]
+        if not problems:
+            return []
+        size = self.inference_batch_size or len(problems)
+        generator = TransformersGenerator(self.student, self.data.tokenizer, size, name="student")
+        predictions, _ = run_rounds(self.method.infer(problems), {"student": generator}, progress=False)
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/…`."""
+        super().on_validation_epoch_end()
+        self._report_protocol("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs `test/…`, and writes the predictions."""
+        super().on_test_epoch_end()
+        predictions = self._report_protocol("test")
+        if self.trainer.is_global_zero:
+            _write(self._predictions_file(), predictions)
+
+    def _report_protocol(self, stage: str) -> list[Prediction]:
+        predictions, self._predictions = self._gathered(self._predictions), []
+        if predictions and not self.trainer.sanity_checking:
+            assert self.method is not None
+            values = self.method.metrics(predictions)
+            # Every rank has all predictions: they agree without a reduction.
+            self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        return predictions
+
+    def _gathered(self, predictions: list[Prediction]) -> list[Prediction]:
+        if self.trainer.world_size > 1:
+            parts: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(parts, predictions)
+            predictions = [prediction for part in parts for prediction in part]
+        return sorted(predictions, key=lambda prediction: prediction.record)
+
+    def _predictions_file(self) -> Path:
+        """In the run's folder, with the checkpoint's name, so that best and last stay apart."""
+        checkpoint = self.trainer.ckpt_path
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        if checkpoint is None:
+            return folder / "test_predictions.jsonl"
+        path = Path(str(checkpoint))
+        folder = path.parent.parent if path.parent.name == "checkpoints" else folder
+        return folder / f"test_predictions_{path.stem}.jsonl"
+
+
+def _write(path: Path, predictions: list[Prediction]) -> None:
+    from kdlightning.blackbox.report import write_whole
+
+    lines = [json.dumps(asdict(prediction), ensure_ascii=False) for prediction in predictions]
+    write_whole(path, "".join(f"{line}\n" for line in lines))
