@@ -38,6 +38,9 @@ class FrozenTeacher(NetworkTeacher):
 
     constant: ClassVar[bool] = True
     reads_student: ClassVar[bool] = False
+    columns: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
 
     def __init__(
         self,
@@ -59,12 +62,21 @@ class FrozenTeacher(NetworkTeacher):
                     "that the comment names), or set the teacher's checkpoint to the file you have"
                 )
             load_weights(model, checkpoint, key_map)
+        if label_map is not None and (len(label_map) == 0 or min(label_map) < 0):
+            raise ConfigurationError("FrozenTeacher: label_map needs a class number of the teacher for each of the student's")
         self.__dict__["model"] = model.requires_grad_(False).eval()
+        self.__dict__["parts"] = list(model.modules())
         self.label_map = None if label_map is None else list(label_map)
         self.batch_stats = batch_stats
-        self._normalization = (
-            None if student_normalization is None else _conversion(student_normalization, teacher_normalization)
+        # Buffers, so that they are on the device before the first step; no state of a run.
+        self.register_buffer("columns", None if label_map is None else torch.tensor(self.label_map), persistent=False)
+        scale, shift = (
+            (None, None)
+            if student_normalization is None
+            else _conversion(student_normalization, teacher_normalization)
         )
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     @property
     def network(self) -> nn.Module:
@@ -81,8 +93,8 @@ class FrozenTeacher(NetworkTeacher):
     @torch.no_grad()
     def forward(self, batch: Batch, student_output: ModelOutput | None, *, logits: bool = True) -> ModelOutput:
         """The network's answer to the batch."""
-        if self.network.training:
-            # Somebody who holds the network may have switched it.
+        if any(part.training for part in self.__dict__["parts"]):
+            # Somebody who holds the network may have switched it, or a part of it.
             self.network.eval()
         inputs = self._convert(teacher_inputs(batch))
         if not self.batch_stats:
@@ -92,23 +104,27 @@ class FrozenTeacher(NetworkTeacher):
                 output = self.reader(inputs, logits=logits)
         if self.label_map is None or not output.has_logits:
             return output
-        return ModelOutput(output.logits[..., self.label_map], taps=output.taps)
+        if max(self.label_map) >= output.logits.shape[-1]:
+            raise ConfigurationError(
+                f"FrozenTeacher: label_map names class {max(self.label_map)}, and the teacher has {output.logits.shape[-1]}"
+            )
+        return ModelOutput(output.logits.index_select(-1, self.columns), taps=output.taps)
 
     def _convert(self, inputs: Any) -> Any:
-        if self._normalization is None:
+        if self.scale is None or self.shift is None:
             return inputs
         if isinstance(inputs, Mapping):
             name = "pixel_values"
             if name not in inputs:
                 raise ConfigurationError("FrozenTeacher: normalisation needs image tensors or pixel_values")
             return {**inputs, name: self._convert(inputs[name])}
-        scale, shift = (part.to(inputs) for part in self._normalization)
-        return inputs * scale + shift
+        return inputs * self.scale.to(inputs.dtype) + self.shift.to(inputs.dtype)
 
 
 def _conversion(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
     (mean_s, std_s), (mean_t, std_t) = (torch.tensor(pair, dtype=torch.float64) for pair in (student, teacher))
-    return (std_s / std_t).view(1, -1, 1, 1), ((mean_s - mean_t) / std_t).view(1, -1, 1, 1)
+    scale, shift = std_s / std_t, (mean_s - mean_t) / std_t
+    return scale.float().view(1, -1, 1, 1), shift.float().view(1, -1, 1, 1)
 
 
 @contextmanager
