@@ -28,6 +28,12 @@ class EvaluationMixin:
         self._memories: dict[str, LogitMemory] = {}
         self._teacher_scores: dict[str, dict[str, Any]] = {}
 
+    def _forget_scores(self: DistillModule) -> None:  # type: ignore[misc]
+        """Each fit, validation or test may have data of its own, and the one before may have been broken off."""
+        self._boards.clear()
+        self._memories.clear()
+        self._teacher_scores.clear()
+
     def validation_step(self: DistillModule, raw: Any, batch_idx: int) -> None:  # type: ignore[misc]
         """Scores a batch."""
         self.evaluate(self.task.batch(raw), "val")

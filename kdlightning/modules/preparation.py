@@ -50,6 +50,7 @@ class PreparationMixin:
     def setup(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
         """Resolves taps, takes shapes, builds adapters; before optimizers and DDP exist."""
         self._check_classes()
+        self._forget_scores()
         fitting = stage == "fit"
         # A run that fails is never torn down: what callbacks declared is taken over here, once.
         self._declared, self._specs = self._specs, []
