@@ -8,6 +8,7 @@ import sys
 
 import kdlightning
 from kdlightning.commands.help import COMMANDS, TEXTS, overview
+from kdlightning.commands.runs import RunError
 from kdlightning.errors import ConfigurationError, NonFiniteLossError, nearest
 
 _TRAINING = ("fit", "validate", "test", "predict")
@@ -27,13 +28,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         return _dispatch(arguments)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _say(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         # Whoever read our output has gone (`kdlightning list | head`): a second failure at exit would be noise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ConfigurationError, NonFiniteLossError) as error:
+    except (ConfigurationError, NonFiniteLossError, RunError) as error:
         if debug:
             raise
         return _say(str(error), 2 if isinstance(error, ConfigurationError) else 1)

@@ -39,7 +39,7 @@ def as_configuration_error(error: Exception) -> Exception | None:
     explained = explain(error)
     if explained is not None:
         return explained
-    first = _first_line(error)
+    first = first_line(error)
     if isinstance(error, MisconfigurationException):
         return ConfigurationError(first)
     if isinstance(error, FileNotFoundError):
@@ -61,7 +61,7 @@ def as_building_error(error: Exception) -> Exception | None:
     if found is None and isinstance(
         error, (ValueError, TypeError, KeyError, ImportError, AssertionError, RuntimeError)
     ):
-        return ConfigurationError(f"{_first_line(error)} (--debug shows where)")
+        return ConfigurationError(f"{first_line(error)} (--debug shows where)")
     return found
 
 
@@ -77,7 +77,8 @@ def reraise(translate: Callable[[Exception], Exception | None]) -> Iterator[None
         raise other from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message that is not empty, or the exception's name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -17,14 +17,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import kdlightning
 from kdlightning.callbacks import BestCheckpoint, LatestCheckpoint
 from kdlightning.commands.evaluate import finish_fit, report_checkpoints
-from kdlightning.commands.failures import as_building_error, as_configuration_error, reraise
+from kdlightning.commands.failures import as_building_error, as_configuration_error, first_line, reraise
 from kdlightning.commands.precheck import Request
 from kdlightning.commands.progress import Progress
 from kdlightning.commands.quiet import quiet
 from kdlightning.commands.recording import History, PredictionWriter
-from kdlightning.commands.runs import RunPlace, checkpoint_file, run_of
-from kdlightning.errors import ConfigurationError
+from kdlightning.commands.runs import RunError, RunPlace, checkpoint_file, run_of
+from kdlightning.errors import ConfigurationError, NonFiniteLossError
 from kdlightning.modules import DistillModule
+from kdlightning.modules.loading import read_checkpoint
 
 # Short class names on the command line mean classes that are loaded.
 for _module in sorted(set(kdlightning._HOME.values())):  # type: ignore[attr-defined]
@@ -73,14 +74,15 @@ class DistillCommand(LightningCLI):
         self.resumes: Path | None = None
         self.history = History()
         self._is_new = False
-        header = [f"kdlightning {kdlightning.__version__}", f"run: {request.name}"]
+        self._resumed_step: int | None = None
+        header = [f"kdlightning {kdlightning.__version__}", *([f"run: {request.name}"] if request.name else [])]
         with reraise(as_building_error):
             super().__init__(
                 DistillModule,
                 LightningDataModule,
                 save_config_callback=None,
                 seed_everything_default=0,
-                parser_kwargs={"exit_on_error": False}
+                parser_kwargs={"exit_on_error": False, "prog": "kdlightning"}
                 | {name: {"exit_on_error": False, "dump_header": header} for name in self.subcommands()},
                 subclass_mode_model=True,
                 subclass_mode_data=True,
@@ -139,9 +141,9 @@ class DistillCommand(LightningCLI):
         if config.get("fast_dev_run") or self.request.command == "predict":
             return False
         assert self.run_folder is not None
-        step = torch.load(self.resumes, map_location="cpu", weights_only=True)["global_step"] if self.resumes else None
         folder = self.run_folder
-        options = {} if step is None else {"purge_step": step}
+        # What a killed run wrote after its last checkpoint is written again: TensorBoard hides the first version.
+        options: dict[str, Any] = {} if self._resumed_step is None else {"purge_step": self._resumed_step}
         return TensorBoardLogger(
             save_dir=str(folder.parent.parent),
             name=folder.parent.name,
@@ -165,10 +167,12 @@ class DistillCommand(LightningCLI):
         wanted = request.checkpoint
         if request.command == "fit":
             self.run_folder, self.resumes = self._fit_folder(place, wanted)
-            if self.resumes is not None and not self.resumes.is_file():
-                raise ConfigurationError(f"--ckpt_path: there is no file {self.resumes}")
+            if self.resumes is not None:
+                self._resumed_step = int(read_checkpoint(self.resumes)["global_step"])
             return
         self.run_folder, self.checkpoints = self._measured(place, wanted)
+        for _, path in self.checkpoints:
+            read_checkpoint(path)
 
     def _fit_folder(self, place: RunPlace, wanted: str | None) -> tuple[Path, Path | None]:
         if wanted is None:
@@ -217,11 +221,27 @@ class DistillCommand(LightningCLI):
         """Mistakes found before the first step leave no run folder behind."""
         if self._is_new and self.trainer.global_step == 0 and self.trainer.is_global_zero and self.run_folder:
             remove_run(self.run_folder, self.place.root)
-        return as_configuration_error(error)
+        mistake = as_configuration_error(error)
+        if mistake is not None or isinstance(error, (ConfigurationError, NonFiniteLossError)):
+            return mistake
+        return self._with_log(error)
+
+    def _with_log(self, error: Exception) -> Exception | None:
+        """An error that is no mistake of input: hours may lie before it, so its traceback is kept."""
+        if self.run_folder is None or not self.run_folder.is_dir():
+            return None
+        path = self.run_folder / "error.log"
+        path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return RunError(f"{type(error).__name__}: {first_line(error)} (the traceback is in {path})")
 
     def _fit(self) -> None:
         self._say_what()
-        self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=str(self.resumes) if self.resumes else None)
+        checkpoint = str(self.resumes) if self.resumes else None
+        try:
+            self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint)
+        except SystemExit as end:
+            # Lightning leaves like this after Ctrl-C.
+            raise KeyboardInterrupt("interrupted; the same command with --ckpt_path last goes on") from end
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         finish_fit(self)

@@ -79,7 +79,8 @@ class Progress(ProgressBar):
         if trainer.max_epochs and trainer.max_epochs > 0:
             left = f", {duration(spent / max(done, 1) * (trainer.max_epochs - self._line_epoch - 1))} left"
         numbers = "  ".join(metric_words(trainer.callback_metrics))
-        self._line(f"{self._place(trainer, self._line_epoch)}  {numbers}  {duration(spent)}{left}")
+        parts = [self._place(trainer, self._line_epoch), numbers, f"{duration(spent)}{left}"]
+        self._line("  ".join(part for part in parts if part))
 
     def _place(self, trainer: Trainer, epoch: int | None = None) -> str:
         number = (trainer.current_epoch if epoch is None else epoch) + 1

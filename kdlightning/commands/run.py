@@ -37,7 +37,10 @@ def main(arguments: list[str]) -> int:
     with locked(engine.folder) as lock:
         engine.start = lambda plan, command: run_stage(plan, command, screen, lock)
         begun = time.monotonic()
-        code = engine.run(show)
+        try:
+            code = engine.run(show)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt("interrupted; the same command goes on from here") from interrupt
     if code != 0:
         _print_failure(last[0])
         return code

@@ -16,6 +16,10 @@ RESULT = "result.json"
 CHECKPOINTS = "checkpoints"
 
 
+class RunError(RuntimeError):
+    """A run ended by an error that is no mistake of its input; the message says where the traceback lies."""
+
+
 @dataclass(frozen=True)
 class RunPlace:
     """All runs of one name and seed.

@@ -225,7 +225,25 @@ def test_a_checkpoint_of_other_networks(command, config, tmp_path: Path) -> None
     assert outcome.code == 2
     assert "the checkpoint does not fit the networks of this configuration" in outcome.sentence
     (tmp_path / "other.ckpt").write_bytes(b"not a checkpoint")
-    assert command("test", "-c", config(), "--ckpt_path", "other.ckpt").code == 2
+    for name in ("test", "fit", "predict"):
+        assert "is no file of plain tensors" in command(name, "-c", config(), "--ckpt_path", "other.ckpt").sentence
+
+
+class Crashing(DistillModule):
+    """A mistake in somebody's own code, after the first step."""
+
+    def distill_terms(self, step: Any) -> dict[str, torch.Tensor]:
+        if self.global_step:
+            raise ZeroDivisionError("no such luck")
+        return {}
+
+
+def test_an_error_of_own_code_keeps_its_traceback(command, config) -> None:
+    outcome = command("fit", "-c", config(mode=f"{__name__}.Crashing"))
+    assert outcome.code == 1
+    log = Path("runs/tiny/seed0/version_0/error.log")
+    assert outcome.sentence == f"ZeroDivisionError: no such luck (the traceback is in {log})"
+    assert "in distill_terms" in log.read_text()
 
 
 def test_nothing_trained_yet(command, config) -> None:

@@ -195,6 +195,24 @@ def test_hashes_ignore_seed_and_place_and_see_settings() -> None:
     assert student_hash(made(0)) == student_hash(made(0, temperature=2.0))
 
 
+def test_ctrl_c_in_training_says_how_to_go_on(command, config, monkeypatch: pytest.MonkeyPatch) -> None:
+    import signal
+
+    from kdlightning import DistillModule
+
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DistillModule, "on_train_epoch_end", interrupt)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        outcome = command("fit", "-c", config())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert outcome.code == 130
+    assert outcome.sentence == "interrupted; the same command with --ckpt_path last goes on"
+
+
 def test_ctrl_c_is_one_line(command, config, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: Any) -> None:
         raise KeyboardInterrupt
