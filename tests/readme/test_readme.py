@@ -59,7 +59,8 @@ def test_its_blocks_run_from_top_to_bottom(run_page: Any, somebodys_files: None)
     assert reached["val/acc"] > 0.5
     assert DESIGN_SNIPPET.strip() in README
     logged = page.namespace["module"].trainer.callback_metrics
-    assert {"train/loss_task", "train/loss_kd", "train/loss_fit_net", "train/loss_at", "train/loss_rkd"} <= set(logged)
+    for term in ("task", "kd", "fit_net", "attention_transfer", "rkd"):
+        assert f"train/loss_{term}" in logged
     assert Path("runs/mine/seed0/version_0/predictions.jsonl").is_file()
     assert Path("student/model.safetensors").is_file()
     ran = {command.split("kdlightning ")[1].split()[0] for command in page.commands}
