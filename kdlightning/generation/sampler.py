@@ -49,7 +49,7 @@ class StudentSampler:
     def __call__(self, model: nn.Module, batch: Batch) -> Batch:
         """The batch with the student's own continuations in place of its text."""
         prompts, attention = self.prompts(batch)
-        training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             pad = _pad_token(model)
@@ -57,7 +57,8 @@ class StudentSampler:
                 input_ids=prompts, attention_mask=attention, pad_token_id=pad, **self.options
             )
         finally:
-            model.train(training)
+            for module, training in modes:
+                module.training = training
         return self._as_batch(batch, sequences, prompts.shape[1], attention, _end_tokens(model), pad)
 
     def prompts(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -65,13 +66,17 @@ class StudentSampler:
         ids = batch.inputs["input_ids"]
         # target[t] belongs to the token t+1, so the first counted target stands at the last prompt token.
         counted = batch.target != IGNORED
-        lengths = counted.int().argmax(dim=1) + 1
-        packed = counted[:, 0] | ~counted.any(dim=1)
-        lengths = torch.where(packed, min(self.prompt_tokens, ids.shape[1] - 1), lengths)
+        given = batch.inputs.get("attention_mask")
+        real = torch.ones_like(ids) if given is None else given.int()
+        begin = real.argmax(dim=1)  # a loader may have padded on the left
+        end = counted.int().argmax(dim=1) + 1
+        packed = counted.gather(1, begin.unsqueeze(1)).squeeze(1) | ~counted.any(dim=1)
+        start = begin + (real.sum(dim=1) - 1).clamp(min=1, max=self.prompt_tokens)
+        lengths = torch.where(packed, start, end) - begin
         width = int(lengths.max())
         places = torch.arange(width, device=ids.device) - (width - lengths).unsqueeze(1)
         attention = places >= 0
-        return ids.gather(1, places.clamp(min=0)) * attention, attention.long()
+        return ids.gather(1, places.clamp(min=0) + begin.unsqueeze(1)) * attention, attention.long()
 
     def _as_batch(
         self, batch: Batch, sequences: Tensor, width: int, attention: Tensor, ends: Tensor, pad: int
