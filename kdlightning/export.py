@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,22 @@ def _write_timm(model: Any, folder: Path, spec: Mapping[str, Any]) -> None:
 
 
 def _write_transformers(model: Any, folder: Path, spec: Mapping[str, Any]) -> None:
-    model.save_pretrained(folder)
+    with _no_bars():
+        model.save_pretrained(folder)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Inside, transformers shows no progress bars: they say nothing of a single file."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _write_safetensors(model: nn.Module, folder: Path, spec: Mapping[str, Any]) -> None:
@@ -226,7 +242,8 @@ def _load(kind: str, folder: Path, checkpoint: str | Path, which: str, built: nn
         import transformers
 
         made = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-        return getattr(transformers, made).from_pretrained(folder)
+        with _no_bars():
+            return getattr(transformers, made).from_pretrained(folder)
     import copy
 
     from safetensors.torch import load_model

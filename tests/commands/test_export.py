@@ -69,6 +69,7 @@ def test_a_transformers_folder_loads_with_transformers_alone(command, tmp_path: 
     outcome = command("export", checkpoint, "--output", "out")
     assert outcome.code == 0, outcome.err
     assert 'transformers.BertForSequenceClassification.from_pretrained("out")' in outcome.out
+    assert outcome.err == ""
     import transformers
 
     loaded = transformers.BertForSequenceClassification.from_pretrained("out").eval()
