@@ -2,31 +2,65 @@
 
 from kdlightning.callbacks import (
     BestCheckpoint as BestCheckpoint,
+)
+from kdlightning.callbacks import (
     ConfusionMatrix as ConfusionMatrix,
+)
+from kdlightning.callbacks import (
     FeatureKD as FeatureKD,
+)
+from kdlightning.callbacks import (
     LatestCheckpoint as LatestCheckpoint,
+)
+from kdlightning.callbacks import (
     RelationKD as RelationKD,
 )
 from kdlightning.data import (
     CIFAR10 as CIFAR10,
+)
+from kdlightning.data import (
     CIFAR100 as CIFAR100,
-    Digits as Digits,
-    DistillDataModule as DistillDataModule,
-    ImageFolder as ImageFolder,
-    IndexedViews as IndexedViews,
+)
+from kdlightning.data import (
     MNIST as MNIST,
+)
+from kdlightning.data import (
     MNIST1D as MNIST1D,
+)
+from kdlightning.data import (
+    Digits as Digits,
+)
+from kdlightning.data import (
+    DistillDataModule as DistillDataModule,
+)
+from kdlightning.data import (
+    ImageFolder as ImageFolder,
+)
+from kdlightning.data import (
+    IndexedViews as IndexedViews,
+)
+from kdlightning.data import (
     TextClassification as TextClassification,
+)
+from kdlightning.data import (
     TextCorpus as TextCorpus,
+)
+from kdlightning.data import (
     resumable as resumable,
 )
 from kdlightning.data.batch import (
     Batch as Batch,
+)
+from kdlightning.data.batch import (
     LoadedBatch as LoadedBatch,
 )
 from kdlightning.errors import (
     ConfigurationError as ConfigurationError,
+)
+from kdlightning.errors import (
     MissingExtraError as MissingExtraError,
+)
+from kdlightning.errors import (
     NonFiniteLossError as NonFiniteLossError,
 )
 from kdlightning.generation.sampler import (
@@ -34,58 +68,128 @@ from kdlightning.generation.sampler import (
 )
 from kdlightning.losses import (
     AT as AT,
-    AttentionTransfer as AttentionTransfer,
+)
+from kdlightning.losses import (
     DKD as DKD,
-    FeatureLoss as FeatureLoss,
-    FitNet as FitNet,
-    ForwardKL as ForwardKL,
-    JensenShannon as JensenShannon,
+)
+from kdlightning.losses import (
     KD as KD,
+)
+from kdlightning.losses import (
     RKD as RKD,
-    RelationLoss as RelationLoss,
-    ResponseLoss as ResponseLoss,
-    ReverseKL as ReverseKL,
+)
+from kdlightning.losses import (
     SP as SP,
+)
+from kdlightning.losses import (
+    AttentionTransfer as AttentionTransfer,
+)
+from kdlightning.losses import (
+    FeatureLoss as FeatureLoss,
+)
+from kdlightning.losses import (
+    FitNet as FitNet,
+)
+from kdlightning.losses import (
+    ForwardKL as ForwardKL,
+)
+from kdlightning.losses import (
+    JensenShannon as JensenShannon,
+)
+from kdlightning.losses import (
+    RelationLoss as RelationLoss,
+)
+from kdlightning.losses import (
+    ResponseLoss as ResponseLoss,
+)
+from kdlightning.losses import (
+    ReverseKL as ReverseKL,
 )
 from kdlightning.models import (
     ConvNet as ConvNet,
+)
+from kdlightning.models import (
     Head as Head,
+)
+from kdlightning.models import (
     ModelOutput as ModelOutput,
+)
+from kdlightning.models import (
     timm_model as timm_model,
+)
+from kdlightning.models import (
     transformers_model as transformers_model,
 )
 from kdlightning.modules import (
-    DistillModule as DistillModule,
-    DistillStep as DistillStep,
     GKD as GKD,
+)
+from kdlightning.modules import (
+    DistillModule as DistillModule,
+)
+from kdlightning.modules import (
+    DistillStep as DistillStep,
+)
+from kdlightning.modules import (
     OfflineDistillation as OfflineDistillation,
-    OnPolicyDistillation as OnPolicyDistillation,
+)
+from kdlightning.modules import (
     OnlineDistillation as OnlineDistillation,
+)
+from kdlightning.modules import (
+    OnPolicyDistillation as OnPolicyDistillation,
+)
+from kdlightning.modules import (
     SelfDistillation as SelfDistillation,
+)
+from kdlightning.modules import (
     load_student as load_student,
 )
 from kdlightning.schedules import (
     CosineSchedule as CosineSchedule,
+)
+from kdlightning.schedules import (
     LinearSchedule as LinearSchedule,
+)
+from kdlightning.schedules import (
     Schedule as Schedule,
+)
+from kdlightning.schedules import (
     SigmoidRampUp as SigmoidRampUp,
 )
 from kdlightning.strategies import (
     DML as DML,
+)
+from kdlightning.strategies import (
     OnlineStrategy as OnlineStrategy,
 )
 from kdlightning.tasks import (
     CausalLM as CausalLM,
+)
+from kdlightning.tasks import (
     Classification as Classification,
+)
+from kdlightning.tasks import (
     MultiLabel as MultiLabel,
+)
+from kdlightning.tasks import (
     Regression as Regression,
+)
+from kdlightning.tasks import (
     Task as Task,
 )
 from kdlightning.teachers import (
-    FrozenTeacher as FrozenTeacher,
-    MeanTeacher as MeanTeacher,
     PSKD as PSKD,
+)
+from kdlightning.teachers import (
+    FrozenTeacher as FrozenTeacher,
+)
+from kdlightning.teachers import (
+    MeanTeacher as MeanTeacher,
+)
+from kdlightning.teachers import (
     SelfTeacher as SelfTeacher,
+)
+from kdlightning.teachers import (
     Teacher as Teacher,
 )
 

@@ -141,9 +141,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
             terms[self.response.name] = self.respond(self.response, step.student, step.teacher, step)
         return terms
 
-    def respond(
-        self, response: ResponseLoss, student: ModelOutput, teacher: ModelOutput, step: DistillStep
-    ) -> Tensor:
+    def respond(self, response: ResponseLoss, student: ModelOutput, teacher: ModelOutput, step: DistillStep) -> Tensor:
         """A response loss between two answers."""
         options = {"batch": step.batch, "progress": step.progress}
         if response.reads == "output":

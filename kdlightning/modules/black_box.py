@@ -178,8 +178,9 @@ class BlackBoxDistillation(DistillModule):
         """Logs `test/…`, and writes the predictions."""
         super().on_test_epoch_end()
         predictions = self._report_protocol("test")
+        file = self._predictions_file()
         if self.trainer.is_global_zero:
-            _write(self._predictions_file(), predictions)
+            _write(file, predictions)
 
     def _report_protocol(self, stage: str) -> list[Prediction]:
         predictions, self._predictions = self._gathered(self._predictions), []
@@ -198,7 +199,7 @@ class BlackBoxDistillation(DistillModule):
         return sorted(predictions, key=lambda prediction: prediction.record)
 
     def _predictions_file(self) -> Path:
-        """In the run's folder, with the checkpoint's name, so that best and last stay apart."""
+        """In the run's folder, with the checkpoint's name, so that best and last stay apart; all ranks must ask."""
         checkpoint = self.trainer.ckpt_path
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         if checkpoint is None:

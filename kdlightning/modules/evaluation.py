@@ -76,7 +76,8 @@ class EvaluationMixin:
         return outputs
 
     def board(self: DistillModule, name: str) -> Scoreboard:  # type: ignore[misc]
-        """The scores of one network, made on first use. Kept outside the module tree: they are no state of the model."""
+        """The scores of one network, made on first use. Kept outside the module tree: they are no state of the "
+        "model."""
         if name not in self._boards:
             kind = "comparison" if name == "comparison" else "scores"
             self._boards[name] = Scoreboard(self.task, kind).to(self.device)

@@ -84,8 +84,9 @@ def check_weights(module: nn.Module, step: int, trainer: Any) -> None:
     bad = [name for name, good in zip(trained, finite, strict=True) if not good]
     if bad:
         raise NonFiniteLossError(
-            f"{len(bad)} of {len(trained)} parameters, {bad[0]} among them, became NaN or infinite by step {step} while "
-            f"the loss was finite: a gradient was not; {last_finite(trainer)}. Lower the learning rate, or clip gradients."
+            f"{len(bad)} of {len(trained)} parameters, {bad[0]} among them, became NaN or infinite by step {step} "
+            f"while the loss was finite: a gradient was not; {last_finite(trainer)}. Lower the learning rate, or clip "
+            "gradients."
         )
 
 

@@ -78,8 +78,8 @@ class Adapters(nn.ModuleDict):
         for name, part in self.items():
             if part.state_dict() and not any(key.startswith(f"{prefix}{name}.") for key in state_dict):
                 raise ConfigurationError(
-                    f"the checkpoint has no networks of the term {name!r}, which a callback declares: leave the callback "
-                    "out, or start a new run from the exported student"
+                    f"the checkpoint has no networks of the term {name!r}, which a callback declares: leave the "
+                    "callback out, or start a new run from the exported student"
                 )
 
 
@@ -107,7 +107,10 @@ class KnowledgeTerm:
         parts = nn.ModuleDict()
         for source in self.sources:
             shapes = [
-                [canonical_shape(info, pair.layout) for info, pair in zip(self.infos[name], self.spec.pairs, strict=True)]
+                [
+                    canonical_shape(info, pair.layout)
+                    for info, pair in zip(self.infos[name], self.spec.pairs, strict=True)
+                ]
                 for name in (f"learner>{source}", source)
             ]
             parts[source] = self.spec.build(shapes[0], shapes[1])
@@ -154,7 +157,8 @@ def check_names(specs: Sequence[TermSpec], taken: Sequence[str]) -> None:
     for spec in specs:
         if spec.name in seen:
             raise ConfigurationError(
-                f"two terms are named {spec.name!r} ({seen[spec.name]} and {spec.owner}): give one of them another name="
+                f"two terms are named {spec.name!r} ({seen[spec.name]} and {spec.owner}): give one of them another "
+                "name="
             )
         if re.search(r"_peer\d+$", spec.name):
             raise ConfigurationError(f"{spec.owner}: a name may not end in _peer and a number, as peers' own terms do")

@@ -19,8 +19,8 @@ class OfflineDistillation(DistillModule):
     """Offline distillation: a frozen, trained teacher supplies targets.
 
     Terms: `task`, and the response's (`kd` by default). Callbacks add feature and relation terms; subclasses add terms
-    of their own by `distill_terms`. The default response is `KD(temperature=4)` with task 0.1 and kd 0.9 (Hinton et al.,
-    2015, with the weights of the CRD benchmark), or `ForwardKL()` for language models.
+    of their own by `distill_terms`. The default response is `KD(temperature=4)` with task 0.1 and kd 0.9 (Hinton et
+    al., 2015, with the weights of the CRD benchmark), or `ForwardKL()` for language models.
 
     Args:
         student: the network that is trained and shipped.
@@ -59,8 +59,8 @@ class OfflineDistillation(DistillModule):
             response = ForwardKL() if task.counts_tokens else KD()
         if isinstance(response, (KD, DKD)) and not task.class_probabilities:
             raise ConfigurationError(
-                f"{type(response).__name__} compares probabilities of classes, and {type(task).__name__} has none: give a "
-                "response of your own, or response=None (null in YAML) with callbacks or distill_terms"
+                f"{type(response).__name__} compares probabilities of classes, and {type(task).__name__} has none: "
+                "give a response of your own, or response=None (null in YAML) with callbacks or distill_terms"
             )
         if student in (teacher, getattr(teacher, "network", None)):
             raise ConfigurationError("teacher and student are the same object: build two networks")
@@ -70,5 +70,7 @@ class OfflineDistillation(DistillModule):
     def setup(self, stage: str) -> None:
         """See `DistillModule.setup`; a fit needs the teacher."""
         if stage == "fit" and self.teacher is None:
-            raise ConfigurationError("teacher is None: give one to train; without it a checkpoint can predict and export")
+            raise ConfigurationError(
+                "teacher is None: give one to train; without it a checkpoint can predict and export"
+            )
         super().setup(stage)

@@ -72,9 +72,13 @@ class OnPolicyDistillation(OfflineDistillation):
         weights: dict[str, Weight] | None = None,
     ) -> None:
         if not task.counts_tokens:
-            raise ConfigurationError(f"OnPolicyDistillation writes text: the task must be CausalLM, not {type(task).__name__}")
+            raise ConfigurationError(
+                f"OnPolicyDistillation writes text: the task must be CausalLM, not {type(task).__name__}"
+            )
         if not hasattr(student, "generate"):
-            raise ConfigurationError(f"OnPolicyDistillation: {type(student).__name__} has no generate(); use a transformers model")
+            raise ConfigurationError(
+                f"OnPolicyDistillation: {type(student).__name__} has no generate(); use a transformers model"
+            )
         objective = GKD() if objective is None else objective
         super().__init__(
             student,
@@ -98,4 +102,3 @@ class OnPolicyDistillation(OfflineDistillation):
     def writes_itself(self) -> bool:
         """Whether this step is on the student's own text: one toss for all ranks and a whole accumulation window."""
         return random.Random(mix(self._seed or 0, 1, self.global_step)).random() < self.objective.student_share
-

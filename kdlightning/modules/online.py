@@ -60,7 +60,9 @@ class OnlineDistillation(DistillModule):
             weights=weights,
         )
         if not peers:
-            raise ConfigurationError("peers is empty: online distillation needs at least one network beside the student")
+            raise ConfigurationError(
+                "peers is empty: online distillation needs at least one network beside the student"
+            )
         if len({id(network) for network in (student, *peers)}) <= len(peers):
             raise ConfigurationError("two of the networks are the same object: build each one")
         if peer_optimizers is not None and len(peer_optimizers) != len(peers):

@@ -67,7 +67,7 @@ class OptimizationMixin:
 
     def optimizer_step(self: DistillModule, *args: Any, **options: Any) -> None:  # type: ignore[misc]
         """Tells losses and self-teachers of each optimizer step, before any checkpoint of it is written."""
-        super(OptimizationMixin, self).optimizer_step(*args, **options)  # type: ignore[misc]
+        super().optimizer_step(*args, **options)  # type: ignore[misc]
         step = self.global_step + 1  # the Trainer counts a step once this method is over
         progress = min(step / self._total_steps, 1.0) if self._total_steps else 0.0
         for part in self._followers:

@@ -73,8 +73,8 @@ class PreparationMixin:
         for name in sorted(needed):
             if getattr(batch, name) is None:
                 raise ConfigurationError(
-                    f"{type(self.teacher).__name__} reads batch.{name}, which this loader does not give: wrap the data set "
-                    "with kdlightning.IndexedViews, or the loader with kdlightning.resumable"
+                    f"{type(self.teacher).__name__} reads batch.{name}, which this loader does not give: wrap the data "
+                    "set with kdlightning.IndexedViews, or the loader with kdlightning.resumable"
                 )
 
     def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
@@ -95,7 +95,9 @@ class PreparationMixin:
         weights = merge_weights(known, self._declared, given, own_terms=self.has_own_terms)
         for key, spec in peers.items():
             if key in self._given_weights and spec.weight is not None:
-                raise ConfigurationError(f"the weight of {key!r} is set twice: in weights and by {spec.owner}; keep one")
+                raise ConfigurationError(
+                    f"the weight of {key!r} is set twice: in weights and by {spec.owner}; keep one"
+                )
             weights[key] = self._given_weights.get(key, weights[spec.name])
         return weights
 
@@ -114,13 +116,20 @@ class PreparationMixin:
                 raise ConfigurationError(f"distill_terms returns {name!r}, which is taken: give the term another name")
             if not isinstance(value, Tensor) or value.ndim > 0:
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigurationError(f"distill_terms: {name!r} must be a scalar tensor, a mean over the batch, not {what}")
+                raise ConfigurationError(
+                    f"distill_terms: {name!r} must be a scalar tensor, a mean over the batch, not {what}"
+                )
         for name in self._given_weights:
             if name not in own and name not in known:
                 raise ConfigurationError(f"weights: no term is named {name!r}{nearest(name, [*own, *known])}")
 
     def _known_terms(self: DistillModule) -> list[str]:  # type: ignore[misc]
-        return ["task", *self.term_defaults(), *(spec.name for spec in self._declared), *(t.key for t in self._knowledge)]
+        return [
+            "task",
+            *self.term_defaults(),
+            *(spec.name for spec in self._declared),
+            *(t.key for t in self._knowledge),
+        ]
 
     @property
     def _reads_logits(self: DistillModule) -> Sequence[str]:  # type: ignore[misc]
@@ -138,7 +147,8 @@ class PreparationMixin:
             rows = getattr(getattr(network, "config", None), "vocab_size", None)
             if words is not None and rows is not None and rows < words:
                 raise ConfigurationError(
-                    f"the tokenizer has {words} tokens and the {name}'s vocab_size is {rows}: raise it to at least {words}"
+                    f"the tokenizer has {words} tokens and the {name}'s vocab_size is {rows}: raise it to at least "
+                    f"{words}"
                 )
 
     def _resolve_terms(self: DistillModule) -> list[KnowledgeTerm]:  # type: ignore[misc]
@@ -147,7 +157,9 @@ class PreparationMixin:
         for spec in self._declared:
             for learner, sources in self.links().items():
                 if not sources:
-                    raise ConfigurationError(f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher")
+                    raise ConfigurationError(
+                        f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher"
+                    )
                 if "teacher" in sources and self.teacher is not None and "taps" not in self.teacher.provides:
                     raise ConfigurationError(
                         f"{spec.owner} reads tensors inside the teacher, and {type(self.teacher).__name__} provides "

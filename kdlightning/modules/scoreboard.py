@@ -44,9 +44,7 @@ class Scoreboard(nn.ModuleDict):
 
     def report(self, name: Callable[[str], str]) -> dict[str, Any]:
         """The values under `name(metric)`, and a fresh start."""
-        values = {
-            name(short): metric.compute() for short, metric in self._metrics().items() if metric.update_called
-        }
+        values = {name(short): metric.compute() for short, metric in self._metrics().items() if metric.update_called}
         self.reset()
         return values
 

@@ -56,8 +56,8 @@ class SelfDistillation(DistillModule):
         if teacher is not None:
             if not isinstance(teacher, SelfTeacher):
                 raise ConfigurationError(
-                    f"teacher must be a self-teacher such as PSKD or MeanTeacher, not {type(teacher).__name__}; for a trained "
-                    "network use OfflineDistillation"
+                    f"teacher must be a self-teacher such as PSKD or MeanTeacher, not {type(teacher).__name__}; for a "
+                    "trained network use OfflineDistillation"
                 )
             teacher.bind(student, task)
         self.teacher = teacher

@@ -63,7 +63,9 @@ class FrozenTeacher(NetworkTeacher):
                 )
             load_weights(model, checkpoint, key_map)
         if label_map is not None and (len(label_map) == 0 or min(label_map) < 0):
-            raise ConfigurationError("FrozenTeacher: label_map needs a class number of the teacher for each of the student's")
+            raise ConfigurationError(
+                "FrozenTeacher: label_map needs a class number of the teacher for each of the student's"
+            )
         self.__dict__["model"] = model.requires_grad_(False).eval()
         self.__dict__["parts"] = list(model.modules())
         self.label_map = None if label_map is None else list(label_map)
@@ -71,9 +73,7 @@ class FrozenTeacher(NetworkTeacher):
         # Buffers, so that they are on the device before the first step; no state of a run.
         self.register_buffer("columns", None if label_map is None else torch.tensor(self.label_map), persistent=False)
         scale, shift = (
-            (None, None)
-            if student_normalization is None
-            else _conversion(student_normalization, teacher_normalization)
+            (None, None) if student_normalization is None else _conversion(student_normalization, teacher_normalization)
         )
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
@@ -106,7 +106,8 @@ class FrozenTeacher(NetworkTeacher):
             return output
         if max(self.label_map) >= output.logits.shape[-1]:
             raise ConfigurationError(
-                f"FrozenTeacher: label_map names class {max(self.label_map)}, and the teacher has {output.logits.shape[-1]}"
+                f"FrozenTeacher: label_map names class {max(self.label_map)}, and the teacher has "
+                f"{output.logits.shape[-1]}"
             )
         return ModelOutput(output.logits.index_select(-1, self.columns), taps=output.taps)
 

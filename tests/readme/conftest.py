@@ -65,7 +65,9 @@ class Page:
             line, _, expected = part.partition("\n")
             printed = self.run_command(line)
             if expected.strip():
-                assert printed.rstrip() == expected.rstrip(), f"{self.path.name}:{block.line}: `{line}` prints otherwise"
+                assert printed.rstrip() == expected.rstrip(), (
+                    f"{self.path.name}:{block.line}: `{line}` prints otherwise"
+                )
 
     def run_command(self, line: str) -> str:
         from kdlightning.cli import main
