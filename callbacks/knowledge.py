@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError, nearest
@@ -67,8 +69,6 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
 
     def build(self, student: list[Shape], teacher: list[Shape]) -> nn.Module:
         """The networks of the term, from the taps' shapes."""
-        import copy
-
         # One declaration may serve several learners, each with networks of its own.
         return PairedLoss(copy.deepcopy(self.loss), self.pairs, student, teacher, self.adapter, self.name)
 
@@ -95,17 +95,30 @@ class PairedLoss(nn.Module):
             except (ValueError, KeyError, IndexError) as error:
                 raise _mismatch(name, pair, ours, theirs, str(error)) from error
             self.adapters.append(made if made is not None else nn.Identity())
-            adapted.append(self._check(loss, made, ours, theirs, name, pair))
+            adapted.append(_shape_after(self.adapters[-1], ours))
         self.loss = loss
         loss.build(adapted, teacher)
+        self._try(pairs, student, teacher, name)
 
-    def _check(
-        self, loss: TapLoss, made: nn.Module | None, ours: Shape, theirs: Shape, name: str, pair: TapPair
-    ) -> Shape:
+    def _try(self, pairs: Sequence[TapPair], student: list[Shape], teacher: list[Shape], name: str) -> None:
         """Runs the term once on zeros of the taps' shapes, so that a mismatch is found before training."""
-        if loss.spatial == "pool_larger" and len(ours) != len(theirs) and min(len(ours), len(theirs)) > 2:
-            raise _mismatch(name, pair, ours, theirs, "one is a map and the other a sequence")
-        return ours if made is None else (ours[0], theirs[1], *ours[2:])
+        trial = copy.deepcopy(self).eval()
+        every = slice(None)
+        parts = [every] if self.loss.joint else [slice(number, number + 1) for number in range(len(pairs))]
+        for part in parts:
+            adapters, trial.adapters = trial.adapters, trial.adapters[part]  # type: ignore[assignment, index]
+            weights, trial.weights = trial.weights, trial.weights[part]
+            zeros = [[torch.zeros(shape) for shape in shapes[part]] for shapes in (student, teacher)]
+            try:
+                with torch.no_grad():
+                    trial(*zeros, batch=None, progress=0.0)
+            except (ValueError, RuntimeError) as error:
+                first = part.start or 0
+                raise _mismatch(name, pairs[first], student[first], teacher[first], _line(error)) from error
+            except (AttributeError, TypeError):
+                return  # it reads the batch, and there is none yet
+            finally:
+                trial.adapters, trial.weights = adapters, weights
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], *, batch: Any, progress: float) -> Tensor:
         """The term's value."""
@@ -129,6 +142,16 @@ def _adapter(loss: TapLoss, adapter: str, student: Shape, teacher: Shape) -> nn.
     if adapter == "none":
         return None
     return loss.adapter(student, teacher) if adapter == "auto" else channel_adapter(student, teacher)
+
+
+def _shape_after(adapter: nn.Module, shape: Shape) -> Shape:
+    """What an adapter makes of a shape; its statistics stay as they are."""
+    with torch.no_grad():
+        return tuple(copy.deepcopy(adapter).eval()(torch.zeros(shape)).shape)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _mismatch(name: str, pair: TapPair, student: Shape, teacher: Shape, reason: str) -> ConfigurationError:

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 Shape = tuple[int, ...]
 
 
-@functools.cache
 def term_name(cls: type) -> str:
     """The name of a class's term: `FitNet` is `fit_net`, `DKD` is `dkd`."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
+    return _snake_case(cls.__name__)
+
+
+@functools.cache
+def _snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 class DistillationLoss(nn.Module):

@@ -23,6 +23,8 @@ class EvaluationMixin:
     A frozen teacher is asked once: its scores, and its logits by sample number, are kept after the first full pass.
     """
 
+    last_step: DistillStep | None
+
     def _init_evaluation(self: DistillModule) -> None:  # type: ignore[misc]
         self._boards: dict[str, Scoreboard] = {}
         self._memories: dict[str, LogitMemory] = {}

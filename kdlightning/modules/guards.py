@@ -66,9 +66,11 @@ class FiniteGuard:
         finite = torch.isfinite(torch.stack([value for row in self._rows for value in row])).view(count, -1)
         numbers = torch.arange(len(self._steps) - count, len(self._steps), device=finite.device)
         rows = torch.where(finite, _NEVER, numbers[:, None]).amin(0)
-        for name, row in zip(self.names, rows.unbind(), strict=True):
-            known = self._first.get(name)
-            self._first[name] = row if known is None else torch.minimum(known, row)
+        known = self._first
+        # The newest names lead, in their order: of two that fail in one step a term is named and not the sum after it.
+        self._first = dict(zip(self.names, rows.unbind(), strict=True))
+        for name, row in known.items():
+            self._first[name] = torch.minimum(self._first[name], row) if name in self._first else row
         self._rows.clear()
 
 

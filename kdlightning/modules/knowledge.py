@@ -64,6 +64,7 @@ class Adapters(nn.ModuleDict):
     def __init__(self) -> None:
         super().__init__()
         self.ignored: set[str] = set()
+        self.made_for: dict[str, Any] = {}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
@@ -101,10 +102,9 @@ class KnowledgeTerm:
     infos: dict[str, list[TapInfo]] = field(default_factory=dict)
 
     def build(self, adapters: Adapters) -> None:
-        """Makes the networks from the shapes, unless an earlier fit has made them."""
-        if self.key in adapters:
-            return
+        """Makes the networks from the shapes, unless an earlier fit has made them for the same."""
         parts = nn.ModuleDict()
+        wanted = []
         for source in self.sources:
             shapes = [
                 [
@@ -113,8 +113,14 @@ class KnowledgeTerm:
                 ]
                 for name in (f"learner>{source}", source)
             ]
+            wanted.append((source, shapes))
+        made_for = (tuple(self.spec.pairs), wanted)
+        if self.key in adapters and adapters.made_for.get(self.key) == made_for:
+            return
+        for source, shapes in wanted:
             parts[source] = self.spec.build(shapes[0], shapes[1])
         adapters[self.key] = parts
+        adapters.made_for[self.key] = made_for
 
     def compute(self, adapters: Adapters, step: DistillStep) -> Tensor:
         """The term's value: the mean over its sources."""

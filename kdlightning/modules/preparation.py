@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class PreparationMixin:
     """What `DistillModule.setup` does."""
 
+    _declared_to: int
+
     def declare_term(self: DistillModule, spec: TermSpec) -> None:  # type: ignore[misc]
         """Adds a term on taps; callbacks call this in their `setup`, which runs before the module's."""
         if self._declared_to != id(self._trainer):
@@ -208,7 +210,7 @@ class PreparationMixin:
         """Two training samples, taken without starting workers or drawing a sampler."""
         source: Any = self.trainer.fit_loop._data_source.instance
         loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = getattr(loader, "dataset", None)
         iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset)
         with restored_generators():
             if iterable or not hasattr(loader, "collate_fn"):

@@ -48,7 +48,6 @@ def test_timm_pair_with_feature_and_relation(images: Any, trainer: Any) -> None:
     m = runner.callback_metrics
     weights = {"task": 0.1, "kd": 0.9, "attention_transfer": 10, "fit_net": 2, "rkd": 0.5, "sp": 1}
     assert float(m["train/loss"]) == pytest.approx(total(m, weights), rel=1e-4)
-    assert all(p.grad is not None for p in student.parameters())
 
 
 def test_cnn_teaches_vision_transformer(images: Any, trainer: Any) -> None:

@@ -16,12 +16,12 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DESIGN_SNIPPET = """
 class MyDistillation(OfflineDistillation):
-    def distill_terms(self, step):                     # adds to the task's and the response's terms; response=None leaves KD out  # noqa: E501
+    def distill_terms(self, step):                     # adds to the task's and the response's terms; response=None leaves KD out
         return {"mine": F.mse_loss(step.student.logits, step.teacher.logits)}
 
 module = MyDistillation(student, teacher=teacher, task=Classification(10))
 L.Trainer(max_epochs=3).fit(module, train_loader, val_loader)
-"""
+"""  # noqa: E501
 
 
 def bash_blocks() -> list[str]:
