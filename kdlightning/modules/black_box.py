@@ -187,8 +187,9 @@ class BlackBoxDistillation(DistillModule):
         if predictions and not self.trainer.sanity_checking:
             assert self.method is not None
             values = self.method.metrics(predictions)
-            # Every rank has all predictions: they agree without a reduction.
-            self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+            # Every rank has all predictions: the mean over ranks changes nothing, and Lightning asks for one.
+            named = {f"{stage}/{name}": value for name, value in values.items()}
+            self.log_dict(named, sync_dist=self.trainer.world_size > 1)
         return predictions
 
     def _gathered(self, predictions: list[Prediction]) -> list[Prediction]:

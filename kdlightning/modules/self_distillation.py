@@ -60,6 +60,7 @@ class SelfDistillation(DistillModule):
                     "trained network use OfflineDistillation"
                 )
             teacher.bind(student, task)
+            self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name in sorted(teacher.rank_local)]
         self.teacher = teacher
 
     def setup(self, stage: str) -> None:

@@ -95,6 +95,8 @@ class SelfTeacher(Teacher):
     default_weights: ClassVar[dict[str, float]] = {}
     reads_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Batch` that the term needs and a plain loader may lack; checked before training."""
+    rank_local: ClassVar[frozenset[str]] = frozenset()
+    """Buffers that each rank fills with its own samples: DDP would overwrite them with rank 0's in every pass."""
 
     @property
     def name(self) -> str:

@@ -33,6 +33,7 @@ class PSKD(SelfTeacher):
     provides: ClassVar[frozenset[str]] = frozenset()
     default_weights: ClassVar[dict[str, float]] = {"task": 0.0, "pskd": 1.0}
     reads_fields: ClassVar[frozenset[str]] = frozenset({"index"})
+    rank_local: ClassVar[frozenset[str]] = frozenset({"previous", "seen", "written"})
     previous: Tensor
     seen: Tensor
     written: Tensor

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,3 +252,25 @@ def test_real_teacher_text_trains_a_student(trainer: Any, data_folder: Path, tmp
     rows = lines(tmp_path / "test_predictions.jsonl")
     assert len(rows) == 20
     assert all(row["gold"] for row in rows)
+
+
+def test_two_processes_share_one_teachers_text(sums: Callable[[int], list], tmp_path: Path) -> None:
+    records = tmp_path / "sums.jsonl"
+    records.write_text("".join(json.dumps(record) + "\n" for record in sums(30)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PL_GLOBAL_SEED", None)
+    script = Path(__file__).with_name("distributed_script.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(records)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert one == other
+    assert {"val/loss", "val/acc", "test/acc"} <= set(one["metrics"])
+    rows = lines(tmp_path / "test_predictions.jsonl")
+    assert len({row["record"] for row in rows}) == len(rows) == 5
