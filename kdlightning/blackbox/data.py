@@ -33,7 +33,7 @@ class BlackBoxData(DistillDataModule):
 
     Args:
         method: the method.
-        records: a JSONL, JSON, CSV or TSV file, or the records themselves.
+        path: a JSONL, JSON, CSV or TSV file of records, each `.gz` or not; in Python also the records themselves.
         question_field: field of the question; a dotted name looks inside objects.
         gold_field: field of the right answer.
         generator: the teacher; None takes the records' own text, from `recorded_fields`.
@@ -45,8 +45,8 @@ class BlackBoxData(DistillDataModule):
         tokenizer_kind: of a trained one: "bpe" (byte level) or "characters".
         vocab_size: of a trained one.
         max_length: longest example in tokens; longer ones are dropped.
-        test_records: records of the test split, in a file of their own.
-        test_split: fraction or count of `records` that is the test split, without `test_records`.
+        test_path: the records of the test split, in a file of their own.
+        test_split: fraction or count of the records that is the test split, without `test_path`.
         val_split: fraction or count of the records that are left, for validation; 0 validates on the test split, and
             no best score can be reported.
         batch_size: training examples in a batch.
@@ -57,7 +57,7 @@ class BlackBoxData(DistillDataModule):
     def __init__(
         self,
         method: BlackBoxMethod,
-        records: str | list[dict[str, Any]] | None = None,
+        path: str | list[dict[str, Any]] | None = None,
         question_field: str = "question",
         gold_field: str = "answer",
         generator: TextGenerator | None = None,
@@ -67,7 +67,7 @@ class BlackBoxData(DistillDataModule):
         tokenizer_kind: Literal["bpe", "characters"] = "bpe",
         vocab_size: int = 2000,
         max_length: int = 512,
-        test_records: str | list[dict[str, Any]] | None = None,
+        test_path: str | list[dict[str, Any]] | None = None,
         test_split: float = 0.1,
         val_split: float = 0.1,
         batch_size: int = 8,
@@ -75,8 +75,8 @@ class BlackBoxData(DistillDataModule):
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, val_split=val_split, **options)
-        if records is None:
-            raise ConfigurationError("BlackBoxData needs records: --data.records PATH")
+        if path is None:
+            raise ConfigurationError("BlackBoxData needs path, a JSONL file of records: --data.path FILE")
         if store is None:
             raise ConfigurationError("BlackBoxData needs store, the file that keeps the teacher's answers")
         if (generator is None) == (recorded_fields is None):
@@ -87,8 +87,8 @@ class BlackBoxData(DistillDataModule):
         self.test_split = test_split
         self.max_length = max_length
         self._fields = (question_field, gold_field)
-        self._records = load_records(records, "records")
-        self._test_records = None if test_records is None else load_records(test_records, "test_records")
+        self._records = load_records(path, "BlackBoxData")
+        self._test_records = None if test_path is None else load_records(test_path, "test_path")
         if generator is None:
             generator = RecordedGenerator(self._records, question_field, recorded_fields or {})
         self.problems = self._split()

@@ -48,7 +48,7 @@ def data(sums: Callable[[int], list], tmp_path: Path) -> Callable[..., BlackBoxD
     def make(**options: Any) -> BlackBoxData:
         options = {
             "method": FineTuneCoT(inference_tokens=12),
-            "records": sums(30),
+            "path": sums(30),
             "recorded_fields": FIELDS,
             "store": str(tmp_path / "text.sqlite"),
             "test_split": 4,

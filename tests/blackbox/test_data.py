@@ -31,7 +31,7 @@ def make(sums: Callable[[int], list], tmp_path: Path) -> Make:
     def data(**options: Any) -> BlackBoxData:
         options = {
             "method": FineTuneCoT(inference_tokens=8),
-            "records": sums(40),
+            "path": sums(40),
             "recorded_fields": FIELDS,
             "store": str(tmp_path / "text.sqlite"),
             "test_split": 0.2,
@@ -185,7 +185,7 @@ def test_several_samples_stay_within_their_record(make: Make, sums: Callable[[in
     for record in records:
         record["why"] = [record["why"], "Because."]
         record["said"] = [record["said"], record["answer"]]
-    data = make(method=FineTuneCoT(samples=2), records=records)
+    data = make(method=FineTuneCoT(samples=2), path=records)
     data.prepare_data()
     report = rows(data)
     assert len(report) == 64
@@ -195,7 +195,7 @@ def test_several_samples_stay_within_their_record(make: Make, sums: Callable[[in
 
 
 def test_test_records_of_their_own(make: Make, sums: Callable[[int], list]) -> None:
-    data = make(test_records=sums(5), test_split=0.2)
+    data = make(test_path=sums(5), test_split=0.2)
     assert [len(data.problems[part]) for part in ("train", "val", "test")] == [32, 8, 5]
     assert len(data.part("test")) == 5
 
@@ -232,9 +232,9 @@ def test_nothing_kept_is_refused_with_the_reason(make: Make, sums: Callable[[int
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"records": None}, "needs records"),
-        ({"records": "missing.jsonl"}, "missing.jsonl"),
-        ({"records": []}, "there are no records"),
+        ({"path": None}, "needs path"),
+        ({"path": "missing.jsonl"}, "missing.jsonl"),
+        ({"path": []}, "there are no records"),
         ({"store": None}, "needs store"),
         ({"recorded_fields": None}, "either generator, or recorded_fields"),
         ({"recorded_fields": {"rationale": "whi"}}, "why"),

@@ -81,7 +81,11 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
         module = kd.OfflineDistillation(
             language(0), language(1), task=kd.CausalLM(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
         )
-        return module, [kd.FeatureKD(kd.FitNet(relu=False), {"hidden_states.1": "hidden_states.1"}, weight=0.0)], texts()
+        return (
+            module,
+            [kd.FeatureKD(kd.FitNet(relu=False), {"hidden_states.1": "hidden_states.1"}, weight=0.0)],
+            texts(),
+        )
     if mode == "on_policy":
         module = kd.OnPolicyDistillation(language(0), language(1), task=kd.CausalLM())
         module.generator = kd.StudentSampler(max_new_tokens=4)

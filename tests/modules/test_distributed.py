@@ -93,9 +93,7 @@ def test_ranks_toss_one_coin(ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize(("mode", "epochs"), [("pskd", 2), ("pskd_resumed", 1)])
-def test_each_rank_keeps_its_own_rows_until_the_epochs_end(
-    mode: str, epochs: int, ranks: list[dict[str, Any]]
-) -> None:
+def test_each_rank_keeps_its_own_rows_until_the_epochs_end(mode: str, epochs: int, ranks: list[dict[str, Any]]) -> None:
     reports = [rank[mode] for rank in ranks]
     assert reports[0]["table"] == reports[1]["table"]
     assert reports[0]["seen"] == 22
