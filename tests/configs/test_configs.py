@@ -42,7 +42,7 @@ def data_options(path: Path) -> list[str] | None:
         "BlackBoxData": ("svamp_palm_cot/train.jsonl.gz", 64),
     }
     name, limit = real[data]
-    option = "records" if data == "BlackBoxData" else "path"
+    option = "path"
     return [f"--data.init_args.{option}={folder}/{name}", f"--data.init_args.train_limit={limit}"]
 
 

@@ -81,7 +81,7 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
         module = kd.OfflineDistillation(
             language(0), language(1), task=kd.CausalLM(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
         )
-        return (
+        return (  # noqa: E501
             module,
             [kd.FeatureKD(kd.FitNet(relu=False), {"hidden_states.1": "hidden_states.1"}, weight=0.0)],
             texts(),
