@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("kdlightning", "callbacks", "configs", "tests", "benchmarks", "docs")
+FOLDERS = ("kdlightning", "callbacks", "configs", "tests", "benchmarks", "docs", "notebooks")
 
 
 def run(*command: str, **options: object) -> subprocess.CompletedProcess[str]:
