@@ -1,0 +1,131 @@
+"""The full products: every method with every knowledge callback, broken off and resumed, in both precisions, with and
+without accumulation, and on two processes. Run with `pytest -m matrix`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from kdlightning import BestCheckpoint, ConfigurationError, LatestCheckpoint
+
+SCRIPT = Path(__file__).with_name("products.py")
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("products", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PRODUCTS = _load()
+PAIRS = [
+    (method, callback)
+    for method in PRODUCTS.METHODS
+    for callback in (PRODUCTS.CALLBACKS if method not in PRODUCTS.WITHOUT_TAPS else ["none"])
+]
+pytestmark = pytest.mark.matrix
+
+
+class Broken(Exception):
+    """On purpose."""
+
+
+class Break(L.Callback):
+    """Ends the run at an optimizer step."""
+
+    def __init__(self, step: int | None) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        if self.step is not None and trainer.global_step >= self.step:
+            raise Broken
+
+
+@pytest.fixture
+def train(trainer: Any, tmp_path: Path) -> Any:
+    """Trains for two epochs of three batches, or until step `stop`; resumes if there is a checkpoint."""
+
+    def run(method: str, callback: str, name: str, stop: int | None = None, **options: Any) -> Any:
+        last = tmp_path / name / "last.ckpt"
+        resumed = last.exists()
+        module, callbacks, data = PRODUCTS.setting(method, callback)
+        torch.manual_seed(99 if resumed else 0)  # a resumed process begins elsewhere
+        module._seed = None if resumed else 11
+        kept = [LatestCheckpoint(1, dirpath=str(last.parent)), BestCheckpoint(dirpath=str(last.parent))]
+        runner = trainer(max_epochs=2, callbacks=[*callbacks, *kept, Break(stop)], **options)
+        try:
+            runner.fit(module, *PRODUCTS.loaders(data, 8), ckpt_path=str(last) if resumed else None)
+        except Broken:
+            assert stop is not None
+        return module
+
+    return run
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(("method", "callback"), PAIRS)
+def test_resumed_run_ends_where_the_undisturbed_one_ends(
+    method: str, callback: str, precision: str, accumulate: int, train: Any
+) -> None:
+    options = {"precision": precision, "accumulate_grad_batches": accumulate}
+    whole = train(method, callback, "whole", **options)
+    assert all(math.isfinite(float(v)) for k, v in whole.trainer.callback_metrics.items() if k.startswith("train/"))
+    for stop in (1, 3) if accumulate == 1 else (1, 2):
+        train(method, callback, "cut", stop, **options)
+    resumed = train(method, callback, "cut", **options)
+    assert resumed.global_step == whole.global_step == 6 // accumulate + (accumulate == 2)
+    ours, theirs = whole.state_dict(), resumed.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    terms = {name for name in whole.trainer.callback_metrics if name.startswith("train/loss_")}
+    assert callback == "none" or f"train/loss_{callback}" in terms
+
+
+@pytest.mark.parametrize("callback", [name for name in PRODUCTS.CALLBACKS if name != "none"])
+@pytest.mark.parametrize("method", PRODUCTS.WITHOUT_TAPS)
+def test_callback_without_a_network_to_read_is_refused(method: str, callback: str, train: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"has no teacher|provides .* only"):
+        train(method, callback, "refused")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One pair of processes trains all products, since each start costs seconds of imports."""
+    target = tmp_path_factory.mktemp("products")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PL_GLOBAL_SEED", None)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(target)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads((target / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize(("method", "callback"), PAIRS)
+def test_two_processes_hold_equal_weights(method: str, callback: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank[f"{method} {callback}"] for rank in ranks)
+    assert first["parameters"] == second["parameters"]
+    assert first["metrics"] == second["metrics"]
+    assert first["metrics"]
+    assert first["untouched"]
+    assert second["untouched"]
