@@ -61,6 +61,13 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "kdlightning.models": ("ConvNet", "Head", "ModelOutput", "timm_model", "transformers_model"),
     "kdlightning.schedules": ("CosineSchedule", "LinearSchedule", "Schedule", "SigmoidRampUp"),
     "kdlightning.generation.sampler": ("StudentSampler",),
+    "kdlightning.generation.recorded": ("RecordedGenerator",),
+    "kdlightning.generation.transformers": ("TransformersGenerator",),
+    "kdlightning.generation.store": ("CompletionStore",),
+    "kdlightning.modules.black_box": ("BlackBoxDistillation",),
+    "kdlightning.blackbox.data": ("BlackBoxData",),
+    "kdlightning.blackbox.answer_only": ("AnswerOnly",),
+    "kdlightning.blackbox.cot.fine_tune_cot": ("FineTuneCoT",),
     "kdlightning.errors": ("ConfigurationError", "MissingExtraError", "NonFiniteLossError"),
 }
 

@@ -1,5 +1,14 @@
 """The lazy names, for editors and type checkers; tests/package keeps it equal to `_EXPORTS`."""
 
+from kdlightning.blackbox.answer_only import (
+    AnswerOnly as AnswerOnly,
+)
+from kdlightning.blackbox.cot.fine_tune_cot import (
+    FineTuneCoT as FineTuneCoT,
+)
+from kdlightning.blackbox.data import (
+    BlackBoxData as BlackBoxData,
+)
 from kdlightning.callbacks import (
     BestCheckpoint as BestCheckpoint,
 )
@@ -63,8 +72,17 @@ from kdlightning.errors import (
 from kdlightning.errors import (
     NonFiniteLossError as NonFiniteLossError,
 )
+from kdlightning.generation.recorded import (
+    RecordedGenerator as RecordedGenerator,
+)
 from kdlightning.generation.sampler import (
     StudentSampler as StudentSampler,
+)
+from kdlightning.generation.store import (
+    CompletionStore as CompletionStore,
+)
+from kdlightning.generation.transformers import (
+    TransformersGenerator as TransformersGenerator,
 )
 from kdlightning.losses import (
     AT as AT,
@@ -143,6 +161,9 @@ from kdlightning.modules import (
 )
 from kdlightning.modules import (
     load_student as load_student,
+)
+from kdlightning.modules.black_box import (
+    BlackBoxDistillation as BlackBoxDistillation,
 )
 from kdlightning.schedules import (
     CosineSchedule as CosineSchedule,

@@ -127,11 +127,13 @@ class BlackBoxMethod(ABC):
     Attributes:
         needs: what the teacher must be capable of.
         students: names of the students that the method trains.
+        labels_alone: True for the baseline that asks no teacher.
         encoder_decoder: whether prompts and labels are made for encoder–decoder students.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"text"})
     students: ClassVar[tuple[str, ...]] = ("student",)
+    labels_alone: ClassVar[bool] = False
     encoder_decoder: bool = False
 
     @abstractmethod

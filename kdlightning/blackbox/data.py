@@ -36,7 +36,7 @@ class BlackBoxData(DistillDataModule):
         path: a JSONL, JSON, CSV or TSV file of records, each `.gz` or not; in Python also the records themselves.
         question_field: field of the question; a dotted name looks inside objects.
         gold_field: field of the right answer.
-        generator: the teacher; None takes the records' own text, from `recorded_fields`.
+        generator: the teacher; None takes the records' own text, from `recorded_fields`. `AnswerOnly` needs neither.
         recorded_fields: field of the recorded answer by the method's step, for example
             `{rationale: llm_rationale, answer: llm_answer}`.
         store: the file that keeps every answer of the teacher.
@@ -79,6 +79,8 @@ class BlackBoxData(DistillDataModule):
             raise ConfigurationError("BlackBoxData needs path, a JSONL file of records: --data.path FILE")
         if store is None:
             raise ConfigurationError("BlackBoxData needs store, the file that keeps the teacher's answers")
+        if method.labels_alone:
+            generator, recorded_fields = None, {"answer": gold_field}  # asked nothing
         if (generator is None) == (recorded_fields is None):
             raise ConfigurationError("BlackBoxData: give either generator, or recorded_fields of the records")
         if max_length < 2:

@@ -119,7 +119,7 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
         },
         "seed": command.place.seed,
         "module": type(module).__name__,
-        "labels_alone": labels_alone(module),
+        "labels_alone": module.labels_alone,
         "monitor": {"name": module.task.monitor, "mode": module.task.monitor_mode},
         "metrics": {},
         "history": command.history.curves,
@@ -133,11 +133,6 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
     if getattr(command.datamodule, "validates_on_test", False):
         result["notes"].append("validation reads the test split: the best checkpoint is not reportable")
     return result
-
-
-def labels_alone(module: DistillModule) -> bool:
-    """Whether a run distils nothing."""
-    return type(module) is DistillModule and not module._knowledge and not module._specs
 
 
 def save(command: DistillCommand, result: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ TEXTS: dict[str, str] = {
     "Examples\n"
     "  kdlightning taps resnet50\n"
     "  kdlightning taps resnet18 --input 3,32,32\n"
-    "  kdlightning taps -c offline/feature/fitnet --role teacher\n\n"
+    "  kdlightning taps -c offline/feature/fit_net --role teacher\n\n"
     "Options\n"
     "  MODEL           a timm model's name, or a local transformers folder\n"
     "  -c NAME|PATH    read the networks and a batch of data from a configuration\n"

@@ -239,7 +239,7 @@ def check_class(base: str, name: Any, where: str) -> None:
     if not isinstance(name, str) or name.endswith((".yaml", ".yml")) or name.lstrip().startswith("{"):
         return
     folder = "modules" if base == "model" else "data"
-    family = {name for name, module in kdlightning._HOME.items() if module.split(".")[1] == folder}  # type: ignore[attr-defined]
+    family = {name for name, module in kdlightning._HOME.items() if folder in module.split(".")}  # type: ignore[attr-defined]
     package, _, short = name.rpartition(".")
     if package in ("", kdlightning.__name__):
         if short not in kdlightning._HOME:  # type: ignore[attr-defined]

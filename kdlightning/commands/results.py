@@ -28,6 +28,9 @@ _PLACES = re.compile(r"(seed\d+|unseeded)/version_\d+")
 _NOT_HASHED = ("seed_everything", "ckpt_path", "verbose", "return_predictions", "weights_only")
 _TRAINER_NOT_HASHED = ("logger", "default_root_dir", "enable_progress_bar", "enable_model_summary", "profiler")
 
+# What a black-box DataModule is told of the teacher, not of the records.
+_TEACHERS = ("method", "generator", "recorded_fields", "store")
+
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that name a configuration apart from seed, place and logging."""
@@ -40,8 +43,9 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 def student_hash(config: Mapping[str, Any]) -> str:
     """Names the student and its data: runs that agree in it may be compared with their run on labels alone."""
-    model = config.get("model") or {}
-    return _digest({"student": (model.get("init_args") or {}).get("student"), "data": config.get("data")})
+    model, data = config.get("model") or {}, dict(config.get("data") or {})
+    data["init_args"] = {key: value for key, value in (data.get("init_args") or {}).items() if key not in _TEACHERS}
+    return _digest({"student": (model.get("init_args") or {}).get("student"), "data": data})
 
 
 def _digest(content: Any) -> str:

@@ -114,6 +114,11 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         """All networks that learn: "student", "peer1", …."""
         return {"student": self.student}
 
+    @property
+    def labels_alone(self) -> bool:
+        """Whether this run distils nothing: such runs are what others are compared with."""
+        return type(self) is DistillModule and not self._knowledge and not self._specs
+
     def links(self) -> dict[str, list[str]]:
         """For each learner the networks that it may learn from through taps."""
         return {"student": ["teacher"] if self.teacher is not None else []}

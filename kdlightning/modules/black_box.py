@@ -82,6 +82,11 @@ class BlackBoxDistillation(DistillModule):
         self._predictions: list[Prediction] = []
 
     @property
+    def labels_alone(self) -> bool:
+        """Whether the method asks no teacher."""
+        return self.method is not None and self.method.labels_alone
+
+    @property
     def data(self) -> BlackBoxData:
         """The data module, which knows records and tokenizer."""
         data = getattr(self.trainer, "datamodule", None)

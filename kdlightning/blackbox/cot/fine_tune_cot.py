@@ -4,29 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
 
-from kdlightning.blackbox.answers import (
-    AnswerKind,
-    answers_match,
-    canonical_answer,
-    extract_answer,
-    split_at_trigger,
-)
-from kdlightning.blackbox.base import KEPT, BlackBoxMethod, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer, split_at_trigger
+from kdlightning.blackbox.base import KEPT, Example, Outcome, Problem, Round, Rounds
+from kdlightning.blackbox.question_answering import NO_GOLD, SEPARATOR, QuestionAnswering, StudentKind
 from kdlightning.blackbox.templates import render
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Origin, Request, Sampling
 
-SEPARATOR = "-->"
-NO_GOLD = "the record has no gold answer"
 NO_TEXT = "the teacher did not answer"
 EMPTY = "the rationale is empty"
 NO_ANSWER = "no answer in the teacher's text"
 WRONG = "the teacher's answer is wrong"
 
 
-class FineTuneCoT(BlackBoxMethod):
+class FineTuneCoT(QuestionAnswering):
     """Fine-tune-CoT (Ho, Schmid and Yun, ACL 2023).
 
     The teacher is asked twice, without demonstrations: "Q: … A: Let's think step by step." for a rationale, and this
@@ -64,26 +56,20 @@ class FineTuneCoT(BlackBoxMethod):
         rationale_tokens: int = 128,
         answer_tokens: int = 32,
         answer_step: bool = True,
-        student_kind: Literal["decoder_only", "encoder_decoder"] = "decoder_only",
+        student_kind: StudentKind = "decoder_only",
         inference_tokens: int = 1024,
         seed: int = 0,
         rationale_prompt: str = "fine_tune_cot/rationale.jinja",
         answer_prompt: str = "fine_tune_cot/answer.jinja",
     ) -> None:
-        extract_answer("", kind, choices)  # refuses what is no kind and no choices
+        super().__init__(kind, choices, student_kind, inference_tokens)
         if samples < 1:
             raise ConfigurationError(f"FineTuneCoT: samples is {samples}; give at least 1")
-        if student_kind not in ("decoder_only", "encoder_decoder"):
-            raise ConfigurationError(f"student_kind is decoder_only or encoder_decoder, not {student_kind!r}")
-        self.kind = kind
-        self.choices = choices
         self.samples = samples
         self.answer_step = answer_step
-        self.encoder_decoder = student_kind == "encoder_decoder"
         heat = temperature if temperature is not None else 0.7 if samples > 1 else 0.0
         self.rationale_sampling = Sampling(rationale_tokens, heat, seed=seed)
         self.answer_sampling = Sampling(answer_tokens)
-        self.inference_sampling = Sampling(inference_tokens)
         self.rationale_prompt = rationale_prompt
         self.answer_prompt = answer_prompt
 
@@ -91,13 +77,13 @@ class FineTuneCoT(BlackBoxMethod):
 
     def collect(self, problems: Sequence[Problem]) -> Rounds[list[Outcome]]:
         """One round for rationales, one for answers; records without a gold answer are not asked about."""
-        asked = [problem for problem in problems if self._gold(problem) is not None]
+        asked = [problem for problem in problems if self.gold(problem) is not None]
         first = [self._rationale_request(problem) for problem in asked]
         answers = yield Round("Rationales", first)
         outcomes = [
             Outcome(problem.number, sample, NO_GOLD)
             for problem in problems
-            if self._gold(problem) is None
+            if self.gold(problem) is None
             for sample in range(self.samples)
         ]
         open_: list[tuple[Problem, Outcome]] = []
@@ -161,46 +147,17 @@ class FineTuneCoT(BlackBoxMethod):
 
     # -- the student -----------------------------------------------------------------------------------------------
 
-    def prompt(self, problem: Problem) -> str:
-        """`{question} ###`, or the bare question for encoder–decoders."""
-        question = problem.question.strip()
-        return question if self.encoder_decoder else f"{question} ###"
-
     def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
         """`{rationale} --> {answer}` for each kept sample."""
-        space = "" if self.encoder_decoder else " "
-        answer = self._gold(problem)
+        answer = self.gold(problem)
         return {
             "student": [
                 Example(
-                    problem.number, self.prompt(problem), f"{space}{outcome.texts['rationale']} {SEPARATOR} {answer}"
+                    problem.number,
+                    self.prompt(problem),
+                    self.label(f"{outcome.texts['rationale']} {SEPARATOR} {answer}"),
                 )
                 for outcome in outcomes
                 if outcome.kept
             ]
         }
-
-    def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
-        """Greedy; the answer is what follows the last `-->`, or is found as in any text."""
-        requests = [Request(self.prompt(problem), sampling=self.inference_sampling) for problem in problems]
-        answers = yield Round("Inference", requests, role="student")
-        predictions = []
-        for problem, answer in zip(problems, answers, strict=True):
-            text = "".join(answer.texts)
-            found = extract_answer(text, self.kind, self.choices, triggers=[SEPARATOR])
-            right = answers_match(found, problem.gold, self.kind)
-            predictions.append(Prediction(problem.number, problem.question, text, found, self._gold(problem), right))
-        return predictions
-
-    # -- gold answers ----------------------------------------------------------------------------------------------
-
-    def read_gold(self, value: Any) -> str | None:
-        """As text; true and false are yes and no where that is asked."""
-        if self.kind == "yes_no" and isinstance(value, bool):
-            return "yes" if value else "no"
-        return super().read_gold(value)
-
-    def _gold(self, problem: Problem) -> str | None:
-        if problem.gold is None or self.kind == "text":
-            return problem.gold if problem.gold is None else problem.gold.strip()
-        return canonical_answer(problem.gold, self.kind)
