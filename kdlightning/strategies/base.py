@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from kdlightning.data.batch import Batch
 from kdlightning.losses.base import term_name
+from kdlightning.losses.numerics import widened
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks import Task
 
@@ -37,5 +38,5 @@ class OnlineStrategy(nn.Module):
 
     def ensemble(self, outputs: Sequence[ModelOutput]) -> ModelOutput | None:
         """What all networks say together; by default the logarithm of their mean probabilities."""
-        log_probabilities = torch.stack([output.logits.float().log_softmax(dim=-1) for output in outputs])
+        log_probabilities = torch.stack([widened(output.logits).log_softmax(dim=-1) for output in outputs])
         return ModelOutput(log_probabilities.logsumexp(dim=0))

@@ -14,6 +14,7 @@ from torchmetrics import Metric
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
+from kdlightning.losses.numerics import widened
 from kdlightning.metrics import PerplexityFromLoss, WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
@@ -55,7 +56,7 @@ class CausalLM(Task):
         target, mask = self.with_target(batch), batch.mask
         if output.hidden is None or output.head is None:
             return functional.cross_entropy(
-                output.logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORED, reduction="sum"
+                widened(output.logits.flatten(0, 1)), target.flatten(), ignore_index=IGNORED, reduction="sum"
             )
         head = output.head
         return linear_cross_entropy(
@@ -125,7 +126,7 @@ def _kl(student: ModelOutput, teacher: ModelOutput, mask: Tensor) -> Tensor:
             reduction="sum",
         )
     width = min(student.logits.shape[-1], teacher.logits.shape[-1])
-    ours_log, theirs_log = (o.logits[mask.bool()][:, :width].float().log_softmax(-1) for o in (student, teacher))
+    ours_log, theirs_log = (widened(o.logits[mask.bool()][:, :width]).log_softmax(-1) for o in (student, teacher))
     return (theirs_log.exp() * (theirs_log - ours_log)).sum()
 
 

@@ -13,6 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
+from kdlightning.losses.numerics import widened
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
 
@@ -45,7 +46,9 @@ class Classification(Task):
                 f"the model gives logits of shape {tuple(logits.shape)} and the task has "
                 f"num_classes={self.num_classes}: make the two agree"
             )
-        return functional.cross_entropy(logits.float(), self.with_target(batch), label_smoothing=self.label_smoothing)
+        logits, target = widened(logits), self.with_target(batch)
+        target = target.to(logits.dtype) if target.is_floating_point() else target
+        return functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def metrics(self) -> dict[str, Metric]:
         """`acc`: share of right predictions."""
@@ -65,12 +68,12 @@ class Classification(Task):
     def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `agreement` and `kl`."""
         metrics["agreement"].update(student.logits.argmax(dim=1), teacher.logits.argmax(dim=1))
-        log_probabilities = [output.logits.float().log_softmax(dim=1) for output in (teacher, student)]
+        log_probabilities = [widened(output.logits).log_softmax(dim=1) for output in (teacher, student)]
         metrics["kl"].update(*log_probabilities)
 
     def predict(self, output: ModelOutput, batch: Batch) -> list[dict[str, Any]]:
         """The most probable class and its probability."""
-        probability, prediction = output.logits.float().softmax(dim=1).max(dim=1)
+        probability, prediction = widened(output.logits).softmax(dim=1).max(dim=1)
         target = [None] * len(prediction) if batch.target is None else self._classes(batch).tolist()
         return [
             {"prediction": p, "probability": q, "target": t}

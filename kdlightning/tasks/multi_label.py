@@ -11,6 +11,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAccuracy, MultilabelF1Score
 
 from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.losses.numerics import widened
 from kdlightning.metrics import WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
@@ -36,8 +38,13 @@ class MultiLabel(Task):
 
     def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Binary cross-entropy, mean over samples and labels."""
-        target = self.with_target(batch).float()
-        return functional.binary_cross_entropy_with_logits(output.logits.float(), target)
+        logits, target = widened(output.logits), self.with_target(batch)
+        if logits.shape != target.shape or logits.shape[-1] != self.num_labels:
+            raise ConfigurationError(
+                f"the model gives {tuple(logits.shape)}, the targets are {tuple(target.shape)} and the task has "
+                f"num_labels={self.num_labels}: make them agree; a target is a row of 0 and 1 for each sample"
+            )
+        return functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
     def metrics(self) -> dict[str, Metric]:
         """`f1` and `acc`."""
@@ -58,7 +65,7 @@ class MultiLabel(Task):
 
     def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `agreement` and `kl`."""
-        ours, theirs = student.logits.float(), teacher.logits.float()
+        ours, theirs = widened(student.logits), widened(teacher.logits)
         metrics["agreement"].update(((ours > 0) == (theirs > 0)).float())
         positive = theirs.sigmoid() * (functional.logsigmoid(theirs) - functional.logsigmoid(ours))
         negative = (-theirs).sigmoid() * (functional.logsigmoid(-theirs) - functional.logsigmoid(-ours))

@@ -11,6 +11,7 @@ from torchmetrics import MeanSquaredError, Metric
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
+from kdlightning.losses.numerics import widened
 from kdlightning.metrics import WeightedMean
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
@@ -69,7 +70,8 @@ class Regression(Task):
                 f"num_outputs={self.num_outputs}: make them agree"
             )
         shape = (len(prediction), self.num_outputs)
-        return prediction.float().reshape(shape), target.float().reshape(shape)
+        prediction = widened(prediction)
+        return prediction.reshape(shape), target.to(prediction.dtype).reshape(shape)
 
 
 def _single(values: list[float] | None) -> Any:
