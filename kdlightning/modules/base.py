@@ -16,6 +16,7 @@ from kdlightning.data.batch import Batch
 from kdlightning.data.seeding import mix, seed_generators
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
+from kdlightning.losses.numerics import widened
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.evaluation import EvaluationMixin
 from kdlightning.modules.guards import FiniteGuard, check_weights
@@ -24,7 +25,7 @@ from kdlightning.modules.knowledge import Adapters, KnowledgeTerm, TermSpec
 from kdlightning.modules.optimization import OptimizationMixin
 from kdlightning.modules.preparation import PreparationMixin
 from kdlightning.modules.step import DistillStep
-from kdlightning.schedules import Weight, weight_at
+from kdlightning.schedules import Schedule, Weight, weight_at
 from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
 from kdlightning.teachers import Teacher
@@ -81,6 +82,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._guard = FiniteGuard()
         self._seed: int | None = None
         self._total_steps = 0
+        self._total_epochs = 0.0
         self._last_terms: dict[str, Tensor] = {}
         self._first_step = True
         self._init_evaluation()
@@ -199,29 +201,29 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
 
     def combine(self, terms: Mapping[str, Tensor], step: DistillStep) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss for the backward pass, and the detached mean values of all terms and of their sum."""
-        if not terms:
+        if not terms and not any(isinstance(weight, Schedule) for weight in self._weights.values()):
             raise ConfigurationError("no term is left: every weight is zero")
         sums = self.task.counts_tokens
-        count = torch.as_tensor(self.task.count(step.batch), device=self.device).clamp(min=1) if sums else None
-        total: Tensor | None = None
-        values = {}
+        count = torch.as_tensor(self.task.count(step.batch), device=self.device) if sums else None
+        total, values = self._idle(terms, step), {}
         for name, value in terms.items():
             weight = weight_at(self._weights.get(name, 1.0), step.progress, step.epoch)
-            value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+            value = widened(value)
             part = weight * value
             if count is not None:
                 # Sums over tokens stay sums; a mean counts as often as the micro-batch has tokens.
                 if self.is_token_term(name):
-                    values[name] = value.detach() / count
+                    values[name] = value.detach() / count.clamp(min=1)
                 else:
                     part, values[name] = part * count, value.detach()
             else:
                 values[name] = value.detach()
-            total = part if total is None else total + part
-        assert total is not None
-        idle = self._idle(terms, step)
-        total = total + idle if isinstance(idle, Tensor) else total
-        values["loss"] = total.detach() / count if count is not None else total.detach()
+            # Infinity times zero would be no number; only DDP must see parameters that nothing else reads.
+            if weight != 0.0 or self.trainer.world_size > 1:
+                total = part if total is None else total + part
+        if total is None:  # everything rests at the moment
+            total = sum((0.0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))
+        values["loss"] = total.detach() / count.clamp(min=1) if count is not None else total.detach()
         return self.scaled_for_tokens(total, count, step.batch), values
 
     def is_token_term(self, name: str) -> bool:
@@ -231,15 +233,21 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
             self.response is not None and base == self.response.name and getattr(self.response, "counts_tokens", False)
         )
 
-    def _idle(self, terms: Mapping[str, Tensor], step: DistillStep) -> Tensor | float:
-        """Zero, but touching what a term of weight zero owns, so that DDP finds every parameter used."""
-        idle: Tensor | float = 0.0
-        for knowledge in self._knowledge:
-            if knowledge.key not in terms:
-                idle = idle + sum(0.0 * p.sum() for p in self.adapters[knowledge.key].parameters() if p.requires_grad)
-        if self.trainer.world_size > 1 and not any(name in terms for name in self._reads_logits):
-            idle = idle + 0.0 * step.student.logits.sum()
-        return idle
+    def _idle(self, terms: Mapping[str, Tensor], step: DistillStep) -> Tensor | None:
+        """Zero, but touching what terms of weight zero own, so that DDP finds every parameter used."""
+        resting = [self.adapters[k.key] for k in self._knowledge if k.key not in terms] + self.resting(terms)
+        zeros = [0.0 * p.sum() for module in resting for p in module.parameters() if p.requires_grad]
+        if self.trainer.world_size > 1:
+            bases = {"task", *(name.split("_peer")[0] for name in self.term_defaults())}
+            for network in self.networks:
+                suffix = "" if network == "student" else f"_{network}"
+                if not any(f"{base}{suffix}" in terms for base in bases):
+                    zeros.append(0.0 * step.output(network).logits.sum())
+        return sum(zeros[1:], zeros[0]) if zeros else None
+
+    def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
+        """What the mode's own terms train besides the networks, of those that weigh nothing in this step."""
+        return [self.response] if self.response is not None and self.response.name not in terms else []
 
     def is_active(self, name: str, step: DistillStep) -> bool:
         """Whether a term's weight is not zero at this moment."""
@@ -254,8 +262,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
 
     def epoch_at(self, progress: float) -> float:
         """The moment in epochs."""
-        epochs = self.trainer.max_epochs if self._trainer is not None else None
-        return progress * epochs if epochs and epochs > 0 and self._total_steps else float(self.current_epoch)
+        return progress * self._total_epochs if self._total_steps else float(self.current_epoch)
 
     def is_logging_step(self) -> bool:
         """Whether the Trainer writes logs in this step; asking it is cheaper than calling `self.log` each time."""
@@ -267,14 +274,26 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
 
     def on_train_start(self) -> None:
         """Learns how long the run is, and settles its seed: one for all ranks."""
-        steps = self.trainer.estimated_stepping_batches
-        self._total_steps = int(steps) if steps not in (float("inf"), -1) else 0
+        self._measure_run()
         self._guard = FiniteGuard()
         self._first_step = True
         self._window_tokens = None
         if self._seed is None:
             own = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
             self._seed = int(self.trainer.strategy.broadcast(own))
+
+    def _measure_run(self) -> None:
+        """Steps and epochs of the whole run: whichever of max_steps and max_epochs ends it."""
+        steps, batches = self.trainer.estimated_stepping_batches, self.trainer.num_training_batches
+        known = steps not in (float("inf"), -1) and batches not in (0, float("inf"))
+        self._total_steps = int(steps) if known else 0
+        accumulate = self.trainer.accumulate_grad_batches
+        self._total_epochs = self._total_steps / -(-int(batches) // accumulate) if known else 0.0
+        if not known and any(getattr(weight, "unit", "") == "progress" for weight in self._weights.values()):
+            raise ConfigurationError(
+                "a weight's schedule counts progress, and a loader without length does not say how long the run is: "
+                "set unit: epochs on the schedule"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds this step's randomness by counting, so that a resumed run draws what the undisturbed one draws."""
@@ -299,8 +318,10 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         """Keeps the seed; refuses to overwrite a good checkpoint with a run that is no longer finite."""
         self._guard.check(self.global_step, self.trainer)
         check_weights(self, self.global_step, self.trainer)
-        checkpoint["kdlightning"] = {"seed": self._seed}
+        checkpoint["kdlightning"] = {"seed": self._seed, "terms": [term.key for term in self._knowledge]}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the seed over."""
-        self._seed = checkpoint.get("kdlightning", {}).get("seed", self._seed)
+        """Takes the seed over, and notes which terms the run had."""
+        kept = checkpoint.get("kdlightning", {})
+        self._seed = kept.get("seed", self._seed)
+        self._loaded_terms = set(kept.get("terms", ()))

@@ -15,7 +15,7 @@ def is_plain(value: Any) -> bool:
         return all(is_plain(item) for item in value)
     if isinstance(value, dict):
         return all(isinstance(key, str) and is_plain(item) for key, item in value.items())
-    return isinstance(value, _PLAIN)
+    return type(value) in _PLAIN  # exactly: NumPy's float64 is a float, and no plain data
 
 
 def from_command_line() -> bool:

@@ -8,11 +8,40 @@ from torch import nn
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
 from kdlightning.losses.response import DKD, KD
-from kdlightning.losses.token_terms import ForwardKL
+from kdlightning.losses.token_terms import ForwardKL, TokenDivergence
 from kdlightning.modules.base import DistillModule
 from kdlightning.schedules import Weight
 from kdlightning.tasks import Task
 from kdlightning.teachers import Teacher, as_teacher
+
+
+def check_response(response: ResponseLoss | None, task: Task) -> None:
+    """Raises ConfigurationError for a response that means nothing for a task."""
+    name, kind = type(response).__name__, type(task).__name__
+    if isinstance(response, TokenDivergence) and not task.counts_tokens:
+        raise ConfigurationError(f"{name} sums over tokens, and {kind} has none: give KD(), or the task CausalLM")
+    if isinstance(response, (KD, DKD)) and task.counts_tokens:
+        raise ConfigurationError(f"{name} compares one answer a sample, and {kind} has many: give ForwardKL()")
+    if isinstance(response, (KD, DKD)) and not task.class_probabilities:
+        raise ConfigurationError(
+            f"{name} compares probabilities of classes, and {kind} has none: give a response of your own, or "
+            "response=None (null in YAML) with callbacks or distill_terms"
+        )
+
+
+def check_apart(student: nn.Module, teacher: Teacher | nn.Module | None) -> None:
+    """Raises ConfigurationError if two networks are one, or share parameters, which freezing would freeze in both."""
+    network = getattr(teacher, "network", teacher)
+    if student is network:
+        raise ConfigurationError("teacher and student are the same object: build two networks")
+    if isinstance(network, nn.Module):
+        own = {id(parameter): name for name, parameter in student.named_parameters()}
+        shared = [own[id(parameter)] for parameter in network.parameters() if id(parameter) in own]
+        if shared:
+            raise ConfigurationError(
+                f"teacher and student share {len(shared)} parameters, {shared[0]!r} among them: build two networks, or "
+                "copy.deepcopy what both need"
+            )
 
 
 class OfflineDistillation(DistillModule):
@@ -57,13 +86,8 @@ class OfflineDistillation(DistillModule):
             if response != "default":
                 raise ConfigurationError(f"response must be a loss such as KD(), null or default, not {response!r}")
             response = ForwardKL() if task.counts_tokens else KD()
-        if isinstance(response, (KD, DKD)) and not task.class_probabilities:
-            raise ConfigurationError(
-                f"{type(response).__name__} compares probabilities of classes, and {type(task).__name__} has none: "
-                "give a response of your own, or response=None (null in YAML) with callbacks or distill_terms"
-            )
-        if student in (teacher, getattr(teacher, "network", None)):
-            raise ConfigurationError("teacher and student are the same object: build two networks")
+        check_response(response, task)
+        check_apart(student, teacher)
         self.teacher = as_teacher(teacher)
         self.response = response
 

@@ -44,7 +44,8 @@ class GKD(JensenShannon):
 class OnPolicyDistillation(OfflineDistillation):
     """On-policy distillation of causal language models: the student writes, the teacher judges each token.
 
-    Terms: `task` (weight 0 by default: on its own text the student has no labels) and the objective's (`gkd`).
+    Terms: `task` (weight 0 by default, and left out in steps on the student's own text, which has no labels) and the
+    objective's (`gkd`).
 
     Args:
         student: the causal language model that is trained and shipped.
@@ -91,13 +92,19 @@ class OnPolicyDistillation(OfflineDistillation):
             weights=weights,
         )
         self.objective = objective
+        self._on_own_text = False
         self.generator = StudentSampler() if generator is None else generator
 
     def make_step(self, batch: Batch, stage: str) -> DistillStep:
         """Lets the student write the batch, if this step is its own."""
-        if stage == "train" and self.writes_itself():
+        self._on_own_text = stage == "train" and self.writes_itself()
+        if self._on_own_text:
             batch = self.generator(self.student, batch)
         return super().make_step(batch, stage)
+
+    def is_active(self, name: str, step: DistillStep) -> bool:
+        """See `DistillModule.is_active`; on its own text the student has no labels."""
+        return super().is_active(name, step) and not (name == "task" and self._on_own_text)
 
     def writes_itself(self) -> bool:
         """Whether this step is on the student's own text: one toss for all ranks and a whole accumulation window."""

@@ -117,6 +117,10 @@ class OnlineDistillation(DistillModule):
             terms |= {n: loss for n, loss in zip(names, losses, strict=True) if self.is_active(n, step)}
         return terms
 
+    def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
+        """The strategy, if none of the networks has its term."""
+        return [] if any(name.split("_peer")[0] == self.strategy.name for name in terms) else [self.strategy]
+
     def scored(self, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:
         """All networks and their ensemble."""
         together = self.strategy.ensemble(list(outputs.values()))
@@ -135,7 +139,8 @@ class OnlineDistillation(DistillModule):
         ]
 
     def _owner(self, parameter: str) -> str:
-        top, name = parameter.split(".")[:2]
+        top, _, rest = parameter.partition(".")
+        name = rest.split(".")[0]
         if top == "peers":
             return f"peer{int(name) + 1}"
         suffix = name.rpartition("_")[2]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import DistillationLoss
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class OptimizationMixin:
 
     def _init_optimization(self: DistillModule) -> None:  # type: ignore[misc]
         self._window_tokens: Tensor | None = None
+        self._loaded_terms: set[str] = set()
 
     def configure_optimizers(self: DistillModule) -> Any:  # type: ignore[misc]
         """One optimizer over everything that requires grad, and its scheduler."""
@@ -33,8 +35,22 @@ class OptimizationMixin:
         scheduler = self._make_scheduler(optimizer)
         options: dict[str, Any] = {"scheduler": scheduler, "interval": self.lr_interval}
         if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            options["monitor"] = getattr(scheduler, "monitor", self.task.monitor)
+            options["monitor"] = self._plateau_monitor(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": options}
+
+    def _plateau_monitor(self: DistillModule, scheduler: Any) -> str:  # type: ignore[misc]
+        """What a plateau is judged by: the task's monitor if the scheduler's mode is its own, else the loss."""
+        task = self.task
+        monitor = getattr(scheduler, "monitor", None)
+        if monitor is None:
+            monitor = task.monitor if scheduler.mode == task.monitor_mode else "val/loss"
+        better = {task.monitor: task.monitor_mode, "val/loss": "min"}.get(monitor, scheduler.mode)
+        if scheduler.mode != better:
+            raise ConfigurationError(
+                f"ReduceLROnPlateau: {monitor} is better the {'higher' if better == 'max' else 'lower'}, and mode is "
+                f"{scheduler.mode!r}: set mode: {better}"
+            )
+        return monitor
 
     def parameter_groups(self: DistillModule) -> Any:  # type: ignore[misc]
         """What the optimizer gets: student, adapters, loss networks, whatever requires grad. Never a frozen teacher."""
@@ -90,12 +106,10 @@ class OptimizationMixin:
         self._refuse_missing_callbacks()
 
     def _refuse_missing_callbacks(self: DistillModule) -> None:  # type: ignore[misc]
-        from kdlightning.errors import ConfigurationError
-
         # Outside a resumed run nothing is missing: a loaded student may go on without its old callbacks.
-        if self.adapters.ignored and self.trainer.ckpt_path is not None:
-            names = ", ".join(sorted(self.adapters.ignored))
+        missing = (self._loaded_terms - {term.key for term in self._knowledge}) | self.adapters.ignored
+        if missing and self.trainer.ckpt_path is not None:
             raise ConfigurationError(
-                f"the checkpoint has networks of the term(s) {names}, and no callback declares them: add the knowledge "
-                "callback(s) of that name, or start without --ckpt_path from the exported student"
+                f"the checkpoint's run had the term(s) {', '.join(sorted(missing))}, and no callback declares them: add "
+                "the knowledge callback(s) of that name, or start without --ckpt_path from the exported student"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -62,6 +62,8 @@ class PreparationMixin:
             self._weights = self.all_weights()
             if self._knowledge or (self.is_language and self.trainer.state.fn == TrainerFn.FITTING):
                 self._probe()
+            for name in set(self.adapters) - {term.key for term in self._knowledge}:
+                del self.adapters[name]  # of an earlier fit with other callbacks
             for term in self._knowledge:
                 term.build(self.adapters)
             self._check_fields()
@@ -132,10 +134,6 @@ class PreparationMixin:
             *(spec.name for spec in self._declared),
             *(t.key for t in self._knowledge),
         ]
-
-    @property
-    def _reads_logits(self: DistillModule) -> Sequence[str]:  # type: ignore[misc]
-        return ["task", *self.term_defaults()]
 
     def _check_classes(self: DistillModule) -> None:  # type: ignore[misc]
         theirs = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)

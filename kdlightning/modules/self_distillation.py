@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,6 +63,7 @@ class SelfDistillation(DistillModule):
             teacher.bind(student, task)
             self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name in sorted(teacher.rank_local)]
         self.teacher = teacher
+        self._teacher_epoch: int | None = None
 
     def setup(self, stage: str) -> None:
         """See `DistillModule.setup`; a fit needs the teacher."""
@@ -86,13 +88,25 @@ class SelfDistillation(DistillModule):
             )
         return terms
 
+    def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
+        """The self-teacher, if it has parameters that learn and its term weighs nothing."""
+        return [] if self.teacher is None or self.teacher.name in terms else [self.teacher]
+
     def on_train_start(self) -> None:
         """Tells the self-teacher how many samples there are and where they are."""
         super().on_train_start()
         if self.teacher is not None:
             dataset: Any = getattr(self.trainer.train_dataloader, "dataset", None)
             samples = len(dataset) if hasattr(dataset, "__len__") else 0
-            self.teacher.start(samples, self.trainer.max_epochs or 1, self.device)
+            epochs = math.ceil(self._total_epochs) or self.trainer.max_epochs or 1
+            self.teacher.start(samples, epochs, self.device)
+        self._teacher_epoch = self.current_epoch if self._teacher_epoch is None else self._teacher_epoch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Makes up for the epoch's end, which Lightning leaves out after a resume from its last batch."""
+        super().on_train_batch_start(batch, batch_idx)
+        if self._teacher_epoch != self.current_epoch:
+            self._end_teacher_epoch(self.current_epoch)
 
     def after_optimizer_step(self, step: int) -> None:
         """The self-teacher follows."""
@@ -102,5 +116,24 @@ class SelfDistillation(DistillModule):
     def on_train_epoch_end(self) -> None:
         """The epoch becomes the past."""
         super().on_train_epoch_end()
+        self._end_teacher_epoch(self.current_epoch + 1)
+
+    def _end_teacher_epoch(self, next_epoch: int) -> None:
         if self.teacher is not None:
             self.teacher.end_epoch()
+        self._teacher_epoch = next_epoch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the epoch in which the self-teacher is."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kdlightning"]["teacher_epoch"] = self._teacher_epoch
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes it over."""
+        super().on_load_checkpoint(checkpoint)
+        self._teacher_epoch = checkpoint.get("kdlightning", {}).get("teacher_epoch")
+
+    def teardown(self, stage: str) -> None:
+        """See `DistillModule.teardown`; another fit begins its own epochs."""
+        super().teardown(stage)
+        self._teacher_epoch = None
