@@ -5,7 +5,8 @@ if __name__ == "callbacks":
 
 from kdlightning.callbacks.checkpoints import BestCheckpoint, LatestCheckpoint
 from kdlightning.callbacks.confusion_matrix import ConfusionMatrix
+from kdlightning.callbacks.ema import EMA
 from kdlightning.callbacks.feature_kd import FeatureKD
 from kdlightning.callbacks.relation_kd import RelationKD
 
-__all__ = ["BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "RelationKD"]
+__all__ = ["EMA", "BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "RelationKD"]

@@ -43,7 +43,14 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "ReverseKL",
         "SP",
     ),
-    "kdlightning.callbacks": ("BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "RelationKD"),
+    "kdlightning.callbacks": (
+        "BestCheckpoint",
+        "ConfusionMatrix",
+        "EMA",
+        "FeatureKD",
+        "LatestCheckpoint",
+        "RelationKD",
+    ),
     "kdlightning.data": (
         "CIFAR10",
         "CIFAR100",

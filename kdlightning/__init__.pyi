@@ -10,6 +10,9 @@ from kdlightning.blackbox.data import (
     BlackBoxData as BlackBoxData,
 )
 from kdlightning.callbacks import (
+    EMA as EMA,
+)
+from kdlightning.callbacks import (
     BestCheckpoint as BestCheckpoint,
 )
 from kdlightning.callbacks import (

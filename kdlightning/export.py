@@ -74,7 +74,7 @@ def export_student(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        spec = settings.get(which) if isinstance(settings.get(which), Mapping) else {}
+        spec = _spec(settings, which)
         _WRITERS[kind](model, beside, spec)
         fresh = _load(kind, beside, checkpoint, which, model if student is not None else None)
         difference = float((_logits(fresh, example) - expected).abs().max())
@@ -90,6 +90,14 @@ def export_student(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Exported(target, kind, load_line(kind, target, model), difference)
+
+
+def _spec(settings: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """How a run from YAML says that a network is built; nothing of a run from Python."""
+    peers = settings.get("peers") or []
+    number = int(which.removeprefix("peer")) - 1 if which.startswith("peer") else -1
+    found = settings.get("student") if number < 0 else peers[number] if number < len(peers) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def load_line(kind: str, folder: Path, model: nn.Module) -> str:

@@ -196,7 +196,9 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         if self.has_own_terms:
             own = self.distill_terms(step)
             self._check_own_terms(own)
-            terms |= own
+            # Infinity times zero would be no number; only DDP must see parameters that nothing else reads.
+            several = self.trainer.world_size > 1
+            terms |= {name: value for name, value in own.items() if several or self.is_active(name, step)}
         return terms
 
     def combine(self, terms: Mapping[str, Tensor], step: DistillStep) -> tuple[Tensor, dict[str, Tensor]]:
@@ -218,9 +220,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
                     part, values[name] = part * count, value.detach()
             else:
                 values[name] = value.detach()
-            # Infinity times zero would be no number; only DDP must see parameters that nothing else reads.
-            if weight != 0.0 or self.trainer.world_size > 1:
-                total = part if total is None else total + part
+            total = part if total is None else total + part
         if total is None:  # everything rests at the moment
             total = sum((0.0 * p.sum() for p in self.parameters() if p.requires_grad), torch.zeros(()))
         values["loss"] = total.detach() / count.clamp(min=1) if count is not None else total.detach()
@@ -325,3 +325,4 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         kept = checkpoint.get("kdlightning", {})
         self._seed = kept.get("seed", self._seed)
         self._loaded_terms = set(kept.get("terms", ()))
+        self._loaded_averages = "weights_in_training" in checkpoint

@@ -129,7 +129,7 @@ class BlackBoxDistillation(DistillModule):
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
-    def validation_step(self, raw: Any, batch_idx: int) -> None:
+    def validation_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The loss on labels, and the protocol on the batch's records."""
         batch = self.task.batch(raw)
         self.evaluate(batch, "val")
@@ -145,7 +145,7 @@ class BlackBoxDistillation(DistillModule):
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         return not fitting or (self.current_epoch + 1) % self.inference_every == 0
 
-    def test_step(self, raw: Any, batch_idx: int) -> None:
+    def test_step(self, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """The protocol on the batch's records; the loss too where there are labels."""
         batch = self.task.batch(raw)
         if batch.mask is None or bool(batch.mask.any()):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.memory import LogitMemory
 from kdlightning.modules.scoreboard import Scoreboard
@@ -36,11 +37,11 @@ class EvaluationMixin:
         self._memories.clear()
         self._teacher_scores.clear()
 
-    def validation_step(self: DistillModule, raw: Any, batch_idx: int) -> None:  # type: ignore[misc]
+    def validation_step(self: DistillModule, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[misc]
         """Scores a batch."""
         self.evaluate(self.task.batch(raw), "val")
 
-    def test_step(self: DistillModule, raw: Any, batch_idx: int) -> None:  # type: ignore[misc]
+    def test_step(self: DistillModule, raw: Any, batch_idx: int, dataloader_idx: int = 0) -> None:  # type: ignore[misc]
         """Scores a batch."""
         self.evaluate(self.task.batch(raw), "test")
 
@@ -59,7 +60,10 @@ class EvaluationMixin:
         answer = self._score_teacher(batch, outputs["student"], stage)
         if self.keep_last_step:
             peers = [output for name, output in outputs.items() if name != "student"]
-            self.last_step = DistillStep(batch, outputs["student"], answer, peers, stage=stage)
+            progress = self.progress
+            self.last_step = DistillStep(
+                batch, outputs["student"], answer, peers, progress, self.epoch_at(progress), stage
+            )
 
     def _score_teacher(  # type: ignore[misc]
         self: DistillModule, batch: Batch, student: ModelOutput, stage: str
@@ -86,7 +90,8 @@ class EvaluationMixin:
         return self._boards[name]
 
     def _comparable(self: DistillModule, student: ModelOutput, teacher: ModelOutput) -> bool:  # type: ignore[misc]
-        return self.task.counts_tokens or student.logits.shape == teacher.logits.shape
+        # A single number a sample may come as (B,) from one network and as (B, 1) from the other.
+        return self.task.counts_tokens or student.logits.squeeze(-1).shape == teacher.logits.squeeze(-1).shape
 
     def _teacher_answer(  # type: ignore[misc]
         self: DistillModule, batch: Batch, student: ModelOutput, stage: str
@@ -125,11 +130,13 @@ class EvaluationMixin:
         self.log_dict(values, sync_dist=self.trainer.world_size > 1)
 
     def on_validation_start(self: DistillModule) -> None:  # type: ignore[misc]
-        """Moves a frozen teacher, which Lightning does not see, to the device."""
+        """Moves a frozen teacher, which Lightning does not see, to the device; refuses several loaders."""
+        _one_loader(self.trainer.num_sanity_val_batches or self.trainer.num_val_batches, "validation")
         self._move_teacher()
 
     def on_test_start(self: DistillModule) -> None:  # type: ignore[misc]
-        """Moves a frozen teacher to the device."""
+        """Moves a frozen teacher to the device; refuses several loaders."""
+        _one_loader(self.trainer.num_test_batches, "test")
         self._move_teacher()
 
     def _move_teacher(self: DistillModule) -> None:  # type: ignore[misc]
@@ -137,6 +144,14 @@ class EvaluationMixin:
             self.teacher.to(self.device)
         for board in self._boards.values():
             board.to(torch.device(self.device))
+
+
+def _one_loader(batches: Any, stage: str) -> None:
+    if isinstance(batches, list) and len(batches) > 1:
+        raise ConfigurationError(
+            f"there are {len(batches)} {stage} loaders, and metrics have one name each: give one loader, and measure "
+            "the others by a validate or test of their own"
+        )
 
 
 def _namer(stage: str, board: str) -> Any:

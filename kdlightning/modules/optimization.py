@@ -25,6 +25,7 @@ class OptimizationMixin:
     def _init_optimization(self: DistillModule) -> None:  # type: ignore[misc]
         self._window_tokens: Tensor | None = None
         self._loaded_terms: set[str] = set()
+        self._loaded_averages = False
 
     def configure_optimizers(self: DistillModule) -> Any:  # type: ignore[misc]
         """One optimizer over everything that requires grad, and its scheduler."""
@@ -106,10 +107,16 @@ class OptimizationMixin:
         self._refuse_missing_callbacks()
 
     def _refuse_missing_callbacks(self: DistillModule) -> None:  # type: ignore[misc]
+        averaged = any(getattr(c, "averages_weights", False) for c in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if self._loaded_averages and not averaged and self.trainer.ckpt_path is not None:
+            raise ConfigurationError(
+                "the checkpoint holds averaged weights, and no EMA callback goes on averaging: add "
+                "kdlightning.callbacks.EMA, or start without --ckpt_path from the exported student"
+            )
         # Outside a resumed run nothing is missing: a loaded student may go on without its old callbacks.
         missing = (self._loaded_terms - {term.key for term in self._knowledge}) | self.adapters.ignored
         if missing and self.trainer.ckpt_path is not None:
             raise ConfigurationError(
-                f"the checkpoint's run had the term(s) {', '.join(sorted(missing))}, and no callback declares them: add "
-                "the knowledge callback(s) of that name, or start without --ckpt_path from the exported student"
+                f"the checkpoint's run had the term(s) {', '.join(sorted(missing))}, and no callback declares them: "
+                "add the knowledge callback(s) of that name, or start without --ckpt_path from the exported student"
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
@@ -18,7 +19,7 @@ from kdlightning.modules.weights import merge_weights
 from kdlightning.taps import TapReader
 from kdlightning.taps.native import head_agrees
 from kdlightning.taps.reader import untouched
-from kdlightning.teachers import NetworkTeacher, teacher_inputs
+from kdlightning.teachers import NetworkTeacher, SelfTeacher, teacher_inputs
 
 if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
@@ -67,6 +68,15 @@ class PreparationMixin:
             for term in self._knowledge:
                 term.build(self.adapters)
             self._check_fields()
+            self._refuse_stock_average()
+
+    def _refuse_stock_average(self: DistillModule) -> None:  # type: ignore[misc]
+        stock = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if stock and (self._knowledge or isinstance(self.teacher, SelfTeacher)):
+            raise ConfigurationError(
+                "Lightning's weight averaging copies the module before its adapters and self-teachers are made: use "
+                "kdlightning.callbacks.EMA"
+            )
 
     def _check_fields(self: DistillModule) -> None:  # type: ignore[misc]
         """What a self-teacher reads of a batch must be in the loader's batches."""
@@ -184,10 +194,10 @@ class PreparationMixin:
         batch = self.sample_batch()
         infos = {}
         for name, reader in self._readers.items():
-            if self.is_language:
+            if reader.language:
                 self._check_head(name, reader.model, batch.inputs)
             infos[name] = reader.probe(batch.inputs) if reader.taps else {}
-        if self.is_language and isinstance(self.teacher, NetworkTeacher):
+        if isinstance(self.teacher, NetworkTeacher) and self.teacher.reader.language:
             self._check_head("teacher", self.teacher.network, teacher_inputs(batch))
         if self.teacher is not None and taps_of(self._knowledge, "teacher"):
             infos["teacher"] = self.teacher.probe(batch)

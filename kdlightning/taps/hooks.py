@@ -31,6 +31,7 @@ class HookCollector:
         self.store: dict[str, Tensor] | None = None
         self.fired: dict[str, int] = {}
         self.clone: set[str] = set()
+        self.versions: dict[str, int] = {}
         self._handles: list[Any] = []
         if self.taps:
             _refuse_compiled(model, self.taps[0])
@@ -60,6 +61,7 @@ class HookCollector:
             raise TapError(f"tap {tap.text!r} gave no tensor: name a module inside or around it")
         self.fired[tap.text] = self.fired.get(tap.text, 0) + 1
         self.store[tap.text] = tensor.clone() if tap.text in self.clone else tensor
+        self.versions[tap.text] = self.store[tap.text]._version
 
     @contextmanager
     def armed(self) -> Iterator[dict[str, Tensor]]:
@@ -70,6 +72,11 @@ class HookCollector:
             yield self.store
         finally:
             self.store = None
+
+    def clone_overwritten(self) -> None:
+        """Has taps cloned from now on whose tensors were overwritten in this pass after they were read."""
+        store = self.store or {}
+        self.clone |= {name for name, tensor in store.items() if tensor._version != self.versions[name]}
 
     def check_fired(self) -> None:
         """Raises TapError unless every tap of the last pass fired exactly once."""

@@ -19,13 +19,18 @@ def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | No
     if source == "attentions" or len(shape) not in (3, 4):
         return TapInfo(name, shape, "channels_first", kind=kind)
     if len(shape) == 4:
-        last = source is None and getattr(model, "output_fmt", None) == "NHWC"
+        # timm's models and patch embeddings say so themselves; the latter by an enumeration.
+        formats = (str(getattr(owner, "output_fmt", "")) for owner in (model, module))
+        last = source is None and any(form.endswith("NHWC") for form in formats)
         return TapInfo(name, shape, "channels_last" if last else "channels_first", kind=kind)
     if module is not None and any(isinstance(part, _CHANNELS_FIRST) for part in module.modules()):
         return TapInfo(name, shape, "channels_first", kind=kind)
     if not _has_tokens(model, shape[2]):
         return TapInfo(name, shape, None, kind=kind)
     prefix = prefix_tokens(model)
+    patches = _patches(model)
+    if prefix and (shape[1] == patches or (patches is None and math.isqrt(shape[1]) ** 2 == shape[1])):
+        prefix = 0  # before the class token joins
     return TapInfo(name, shape, "channels_last", prefix, _grid(model, shape[1] - prefix), kind)
 
 
@@ -43,8 +48,20 @@ def prefix_tokens(model: nn.Module) -> int:
     if not hasattr(getattr(model, "config", None), "patch_size"):
         return 0
     names = {name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()}
+    if "class_embedding" in names:  # CLIP's name for it
+        names.add("cls_token")
     registers = int(getattr(model.config, "num_register_tokens", 0) or 0)  # type: ignore[union-attr]
     return len(names & {"cls_token", "distillation_token"}) + registers
+
+
+def _patches(model: nn.Module) -> int | None:
+    """Number of patches that a vision transformer makes of an image of its own size, if it says so."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is not None:
+        return int(grid[0]) * int(grid[1])
+    config: Any = getattr(model, "config", None)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    return (image // patch) ** 2 if isinstance(image, int) and isinstance(patch, int) else None
 
 
 def _grid(model: nn.Module, patches: int) -> tuple[int, int] | None:

@@ -131,11 +131,14 @@ def head_of(model: Any) -> Head | None:
     return Head(weight, getattr(layer, "bias", None), None if cap is None else float(cap), scale / divisor)
 
 
+def has_plain_head(model: nn.Module) -> bool:
+    """Whether trunk and head of a transformers language model can be run apart."""
+    return hasattr(model, "base_model") and head_of(model) is not None
+
+
 @torch.no_grad()
 def head_agrees(model: nn.Module, inputs: Any) -> bool:
     """Whether trunk and head taken apart give the model's own logits on a sample (in the mode the model is in)."""
-    if head_of(model) is None or not hasattr(model, "base_model"):
-        return False
     whole = logits_of(call(model, inputs))
     parts = TransformersSource(model, [], language=True)(inputs, logits=True).logits
     return whole is not None and whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)

@@ -13,8 +13,8 @@ from kdlightning.data.seeding import restored_generators
 from kdlightning.models.output import ModelOutput
 from kdlightning.taps.hooks import HookCollector
 from kdlightning.taps.layouts import describe
-from kdlightning.taps.names import TapError, TapInfo, resolve
-from kdlightning.taps.native import PlainSource, TimmSource, TransformersSource
+from kdlightning.taps.names import Tap, TapError, TapInfo, resolve
+from kdlightning.taps.native import PlainSource, TimmSource, TransformersSource, has_plain_head
 
 
 class TapReader:
@@ -23,20 +23,25 @@ class TapReader:
     Args:
         model: the network.
         taps: names of taps; see `kdlightning.taps.names.resolve`.
-        language: run a causal language model's trunk and keep its head apart (`ModelOutput.hidden` and `.head`).
+        language: run a causal language model's trunk and keep its head apart (`ModelOutput.hidden` and `.head`), if it
+            is one of transformers; others give their logits.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str] = (), *, language: bool = False) -> None:
         self.model = model
+        self.language = language and has_plain_head(model)
         self.taps = [resolve(model, text) for text in dict.fromkeys(taps)]
+        if self.language:
+            # The head's module is not called; what goes into it is the last hidden state.
+            self.taps = [Tap(t.text, None, source="pre_logits") if _is_pre_logits(t) else t for t in self.taps]
         self.hooks = HookCollector(model, self.taps)
-        native = [tap for tap in self.taps if tap.source not in (None, "logits")]
+        native = [tap for tap in self.taps if tap.source not in (None, "logits", "pre_logits")]
         kinds = {tap.source for tap in native}
         self.source: PlainSource
         if kinds == {"intermediates"}:
             self.source = TimmSource(model, native, hooked=bool(self.hooks.taps))
-        elif language or kinds:
-            self.source = TransformersSource(model, native, language=language)
+        elif self.language or kinds:
+            self.source = TransformersSource(model, native, language=self.language)
         else:
             self.source = PlainSource(model)
         self._checked = not self.taps
@@ -53,12 +58,17 @@ class TapReader:
         with self.hooks.armed() as hooked:
             output = self.source(inputs, logits=logits)
         output.taps.update(hooked)
-        for tap in self.taps:
-            if tap.source == "logits":
-                output.taps[tap.text] = output.logits
+        output.taps |= self._answers(output)
         if not self._checked:
             self._check(output)
         return output
+
+    def _answers(self, output: ModelOutput) -> dict[str, Tensor]:
+        """The taps that name what the network answers."""
+        found = {tap.text: output.logits for tap in self.taps if tap.source == "logits"}
+        if output.hidden is not None:
+            found |= {tap.text: output.hidden for tap in self.taps if tap.source == "pre_logits"}
+        return found
 
     def _check(self, output: ModelOutput) -> None:
         self.hooks.check_fired()
@@ -79,28 +89,23 @@ class TapReader:
 
         Also finds taps whose tensors are overwritten in place after they were read; those are cloned from then on.
         """
+        learns = self.model.training
         with untouched(self.model), self.hooks.armed() as hooked:
-            before: dict[str, int] = {}
-            original = self.hooks._keep
-
-            def keep(tap: Any, tensor: Tensor | None) -> None:
-                original(tap, tensor)
-                if tensor is not None:
-                    before[tap.text] = tensor._version
-
-            self.hooks._keep = keep  # type: ignore[method-assign]
-            try:
-                output = self.source(inputs, logits=True)
-            finally:
-                del self.hooks._keep
-        self.hooks.check_fired()
-        overwritten = {name for name, version in before.items() if hooked[name]._version != version}
-        self.hooks.clone |= overwritten
-        output.taps.update(hooked)
+            output = self.source(inputs, logits=True)
+            self.hooks.check_fired()
+            self.hooks.clone_overwritten()
+            output.taps.update(hooked)
+            if learns and self.hooks.taps:
+                # Some write in place in training alone, as dropout does.
+                self.model.train()
+                with self.hooks.armed():
+                    self.source(inputs, logits=True)
+                    self.hooks.clone_overwritten()
+        output.taps |= self._answers(output)
         modules = dict(self.model.named_modules())
         infos = {}
         for tap in self.taps:
-            tensor = output.logits if tap.source == "logits" else output.taps[tap.text]
+            tensor = output.taps[tap.text]
             module = None if tap.module is None else modules[tap.module]
             infos[tap.text] = describe(self.model, tap.text, tensor, module, tap.source)
         return infos
@@ -108,6 +113,10 @@ class TapReader:
     def close(self) -> None:
         """Removes the hooks."""
         self.hooks.close()
+
+
+def _is_pre_logits(tap: Tap) -> bool:
+    return tap.text.partition(":")[0] == "pre_logits"
 
 
 @contextmanager

@@ -53,7 +53,8 @@ class CausalLM(Task):
 
     def loss(self, output: ModelOutput, batch: Batch) -> Tensor:
         """Cross-entropy summed over the counted tokens."""
-        target, mask = self.with_target(batch), batch.mask
+        mask = self._mask(batch)
+        target = self.with_target(batch).masked_fill(~mask, IGNORED)
         if output.hidden is None or output.head is None:
             return functional.cross_entropy(
                 widened(output.logits.flatten(0, 1)), target.flatten(), ignore_index=IGNORED, reduction="sum"
@@ -72,7 +73,11 @@ class CausalLM(Task):
 
     def count(self, batch: Batch) -> Tensor | int:
         """Counted tokens, on the device."""
-        return batch.size if batch.mask is None else batch.mask.sum()
+        return self._mask(batch).sum()
+
+    def _mask(self, batch: Batch) -> Tensor:
+        """`(B, T)`; of a batch of the user's own, every target that is no -100 counts."""
+        return self.with_target(batch) != IGNORED if batch.mask is None else batch.mask.bool()
 
     def metrics(self) -> dict[str, Metric]:
         """`perplexity`: exp of the mean negative log-likelihood per counted token."""
@@ -89,7 +94,7 @@ class CausalLM(Task):
 
     def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `kl` and `agreement`, from one counted row of logits after the other."""
-        mask = batch.mask if batch.mask is not None else self.with_target(batch) != IGNORED
+        mask = self._mask(batch)
         count = mask.sum()
         metrics["agreement"].update(_agreement(student, teacher, mask) / count.clamp(min=1), count)
         metrics["kl"].update(_kl(student, teacher, mask) / count.clamp(min=1), count)

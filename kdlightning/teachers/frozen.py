@@ -84,7 +84,8 @@ class FrozenTeacher(NetworkTeacher):
         return self.__dict__["model"]
 
     def _apply(self: Self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self.network._apply(fn)
+        # To another device, and never to less precision: rounded weights would not come back.
+        self.network._apply(lambda tensor: _moved(tensor, fn(tensor)))
         return super()._apply(fn, recurse)
 
     def __deepcopy__(self: Self, memo: Any) -> Self:
@@ -96,7 +97,7 @@ class FrozenTeacher(NetworkTeacher):
         if any(part.training for part in self.__dict__["parts"]):
             # Somebody who holds the network may have switched it, or a part of it.
             self.network.eval()
-        inputs = self._convert(teacher_inputs(batch))
+        inputs = self._in_own_precision(self._convert(teacher_inputs(batch)))
         if not self.batch_stats:
             output = self.reader(inputs, logits=logits)
         else:
@@ -119,7 +120,33 @@ class FrozenTeacher(NetworkTeacher):
             if name not in inputs:
                 raise ConfigurationError("FrozenTeacher: normalisation needs image tensors or pixel_values")
             return {**inputs, name: self._convert(inputs[name])}
+        if inputs.ndim != 4 or inputs.shape[1] not in (1, self.scale.shape[1]):
+            raise ConfigurationError(
+                f"FrozenTeacher: normalisation is for images (batch, {self.scale.shape[1]}, height, width), and the "
+                f"batch has shape {tuple(inputs.shape)}"
+            )
         return inputs * self.scale.to(inputs.dtype) + self.shift.to(inputs.dtype)
+
+    def _in_own_precision(self, inputs: Any) -> Any:
+        """Floating-point inputs in the precision of the weights, where the run's is another; autocast does its own."""
+        own = next((part.dtype for part in self.network.parameters() if part.is_floating_point()), None)
+        if own is None:
+            return inputs
+
+        def converted(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: converted(item) for name, item in value.items()}
+            if isinstance(value, (tuple, list)):
+                return type(value)(converted(item) for item in value)
+            floating = isinstance(value, Tensor) and value.is_floating_point()
+            return value.to(own) if floating and value.dtype != own else value
+
+        return converted(inputs)
+
+
+def _moved(before: Tensor, after: Tensor) -> Tensor:
+    keeps = torch.promote_types(before.dtype, after.dtype) == after.dtype
+    return after if keeps else before.to(after.device)
 
 
 def _conversion(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:

@@ -221,3 +221,48 @@ def test_bfloat16_mixed_precision_runs(language_model: Any, texts: Any, trainer:
     runner = trainer(precision="bf16-mixed", accumulate_grad_batches=2)
     runner.fit(module, DataLoader(texts(), 2), DataLoader(texts(), 4))
     assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
+class Bigram(nn.Module):
+    """A language model of plain PyTorch: no configuration, no head that is known."""
+
+    def __init__(self, seed: int, vocabulary: int = 23) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Embedding(vocabulary, vocabulary)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.table(input_ids)
+
+
+def test_language_models_of_plain_pytorch_learn_from_full_logits(texts: Any, trainer: Any) -> None:
+    student, teacher = Bigram(0), Bigram(1)
+    module = OfflineDistillation(student, teacher, task=CausalLM(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    rows = texts()
+    runner = trainer(log_every_n_steps=1)
+    before = copy.deepcopy(student)
+    runner.fit(module, DataLoader(rows, len(rows)), DataLoader(rows, 3))
+    ids, labels = (torch.stack([row[key] for row in rows]) for key in ("input_ids", "labels"))
+    target = F.pad(labels[:, 1:], (0, 1), value=-100)
+    counted = target != -100
+    ours, theirs = (model.table(ids)[counted].log_softmax(-1) for model in (before, teacher))
+    expected = (theirs.exp() * (theirs - ours)).sum(-1).mean().detach()
+    assert float(runner.callback_metrics["train/loss_forward_kl"]) == pytest.approx(float(expected), rel=1e-5)
+    assert {"val/perplexity", "val/kl", "val/agreement"} <= set(runner.callback_metrics)
+
+
+def test_pre_logits_of_a_language_model_are_its_last_hidden_states(
+    language_model: Any, texts: Any, trainer: Any
+) -> None:
+    from kdlightning import FeatureKD, FitNet
+    from kdlightning.taps import TapReader
+
+    student = language_model(0)
+    row = {key: value[None] for key, value in texts(1)[0].items() if key != "labels"}
+    output = TapReader(student, ["pre_logits"], language=True)(row)
+    assert output.taps["pre_logits"] is output.hidden
+    hint = FeatureKD(FitNet(relu=False), {"pre_logits": "pre_logits"})
+    module = OfflineDistillation(student, language_model(1, hidden=32), task=CausalLM())
+    runner = trainer(callbacks=[hint])
+    runner.fit(module, DataLoader(texts(), 4))
+    assert torch.isfinite(runner.callback_metrics["train/loss_fit_net"])

@@ -16,10 +16,12 @@ from kdlightning import (
     KD,
     RKD,
     SP,
+    CausalLM,
     Classification,
     ConfigurationError,
     FeatureKD,
     FitNet,
+    ForwardKL,
     FrozenTeacher,
     LinearSchedule,
     OfflineDistillation,
@@ -346,3 +348,70 @@ def test_bfloat16_mixed_precision_runs(net: Any, loader: Any, trainer: Any) -> N
     runner.fit(module, loader(), loader())
     assert torch.isfinite(runner.callback_metrics["train/loss"])
     assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("response", "task", "message"),
+    [
+        (ForwardKL(), Classification(5), "sums over tokens, and Classification has none"),
+        (KD(), CausalLM(), "one answer a sample, and CausalLM has many: give ForwardKL"),
+    ],
+)
+def test_a_response_of_another_task_is_refused(response: Any, task: Any, message: str, net: Any) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        OfflineDistillation(net(4, 0), net(6, 1), task=task, response=response)
+
+
+def test_teacher_and_student_may_not_share_parameters(net: Any) -> None:
+    student, teacher = net(4, 0), net(4, 1)
+    teacher.stages[0] = student.stages[0]
+    with pytest.raises(ConfigurationError, match=r"share 3 parameters, 'stages.0.0.weight' among them"):
+        OfflineDistillation(student, teacher, task=Classification(5))
+    assert all(parameter.requires_grad for parameter in student.parameters())
+
+
+def test_a_second_fit_drops_the_adapters_of_the_first(net: Any, loader: Any, trainer: Any) -> None:
+    module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5))
+    trainer(callbacks=[FeatureKD(FitNet(), {"stages.0": "stages.0"})]).fit(module, loader())
+    assert list(module.adapters) == ["fit_net"]
+    trainer(callbacks=[FeatureKD(FitNet(), {"stages.1": "stages.1"}, name="other")]).fit(module, loader())
+    assert list(module.adapters) == ["other"]
+    trainer().fit(module, loader())
+    assert list(module.adapters) == []
+
+
+def test_several_validation_loaders_are_refused(net: Any, loader: Any, trainer: Any) -> None:
+    module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5))
+    with pytest.raises(ConfigurationError, match="2 validation loaders"):
+        trainer().fit(module, loader(), [loader(), loader()])
+    with pytest.raises(ConfigurationError, match="2 test loaders"):
+        trainer().test(module, [loader(), loader()])
+
+
+def test_numpy_numbers_are_kept_out_of_checkpoints(net: Any, loader: Any, trainer: Any, tmp_path: Any) -> None:
+    import numpy
+
+    module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5), weights={"kd": numpy.float64(0.5)})
+    runner = trainer()
+    runner.fit(module, loader())
+    runner.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_the_last_step_of_a_validation_knows_where_the_run_is(net: Any, loader: Any, trainer: Any) -> None:
+    module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5))
+    module.keep_last_step = True
+    trainer(max_epochs=2).fit(module, loader(), loader())
+    assert module.last_step is not None
+    assert (module.last_step.stage, module.last_step.progress, module.last_step.epoch) == ("val", 1.0, 2.0)
+
+
+def test_one_number_may_come_in_two_shapes(samples: Any, trainer: Any) -> None:
+    from torch.utils.data import DataLoader
+
+    numbers = [(x, y.float()) for x, y in samples]
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    module = OfflineDistillation(student, teacher, task=Regression(), response=None)
+    found = trainer().validate(module, DataLoader(numbers, 8), verbose=False)[0]
+    assert found["val/mse_to_teacher"] > 0

@@ -210,3 +210,22 @@ def test_bfloat16_mixed_precision_runs(language_model: Any, texts: Any, trainer:
     runner = trainer(precision="bf16-mixed")
     runner.fit(module, DataLoader(texts(), 4))
     assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, 4), (1.0, 0)])
+def test_labels_count_in_steps_on_the_datas_text_alone(
+    share: float, steps: int, language_model: Any, texts: Any, trainer: Any
+) -> None:
+    module = OnPolicyDistillation(
+        language_model(0),
+        language_model(1),
+        task=CausalLM(),
+        objective=GKD(student_share=share),
+        generator=StudentSampler(max_new_tokens=4),
+        weights={"task": 1.0},
+    )
+    calls = []
+    plain = module.task.loss
+    module.task.loss = lambda *args: calls.append(1) or plain(*args)  # type: ignore[method-assign, func-returns-value]
+    trainer().fit(module, DataLoader(texts(), 2))
+    assert len(calls) == steps

@@ -222,3 +222,15 @@ def test_bfloat16_mixed_precision_runs(net: Any, loader: Any, trainer: Any) -> N
     runner = trainer(precision="bf16-mixed", callbacks=[FeatureKD(FitNet(), {"stages.0": "stages.0"})])
     runner.fit(module, loader(), loader())
     assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
+def test_a_subclass_may_own_parameters(net: Any, loader: Any, trainer: Any) -> None:
+    class Warm(OnlineDistillation):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.scale = nn.Parameter(torch.ones(()))
+
+    module = Warm(net(4, 0), [net(5, 1)], task=Classification(5))
+    groups = {group["name"]: group["params"] for group in module.parameter_groups()}
+    assert any(parameter is module.scale for parameter in groups["student"])
+    trainer().fit(module, loader())

@@ -192,3 +192,37 @@ def test_two_ends_of_one_run_and_no_more(run: Any, tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "whole/last.ckpt", weights_only=True)
     assert checkpoint["epoch"] == 2
     assert checkpoint["global_step"] == 12
+
+
+def test_ps_kd_resumes_from_an_epochs_last_batch(
+    net: Any, samples: Any, trainer: Any, tmp_path: Path, same_state: Any
+) -> None:
+    """Lightning's own checkpoint of that moment lies before the epoch's end, which it then leaves out."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def fit(resume: str | None) -> Any:
+        module = SelfDistillation(net(4, 0), PSKD(), task=Classification(5))
+        module._seed = 11
+        kept = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)
+        loader = ResumableLoader(samples, 8, True, seed=3)
+        trainer(max_epochs=3, callbacks=[kept]).fit(module, loader, ckpt_path=resume)
+        return module
+
+    whole = fit(None)
+    resumed = fit(str(tmp_path / "step=4.ckpt"))
+    assert bool(resumed.teacher.seen.all())
+    same_state(whole, resumed)
+
+
+def test_a_callback_without_networks_missing_at_resume_is_named(
+    setting: Any, trainer: Any, tmp_path: Path, net: Any, samples: Any
+) -> None:
+    def module() -> Any:
+        return OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5))
+
+    loader = ResumableLoader(samples, 8, True, seed=3)
+    relation = RelationKD(RKD(), {"pre_logits": "pre_logits"})
+    trainer(callbacks=[relation, LatestCheckpoint(dirpath=str(tmp_path))]).fit(module(), loader)
+    kept = LatestCheckpoint(dirpath=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"had the term\(s\) rkd, and no callback declares"):
+        trainer(max_epochs=2, callbacks=[kept]).fit(module(), loader, ckpt_path=str(tmp_path / "last.ckpt"))

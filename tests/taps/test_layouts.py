@@ -128,3 +128,25 @@ def test_made_up_inputs_fit_the_model(timm_net: Any, encoder: Any) -> None:
     for model in (timm_net("resnet18"), timm_net("vit_tiny_patch16_224"), encoder()):
         infos = list_taps(model, example_inputs(model))
         assert len(infos) > 5
+
+
+def test_patches_before_the_class_token_joins_are_all_kept() -> None:
+    from kdlightning import timm_model
+
+    model = timm_model("test_vit", num_classes=3, options={"img_size": 32, "patch_size": 8})
+    infos = TapReader(model, ["patch_embed", "blocks.0"]).probe(torch.randn(2, 3, 32, 32))
+    assert infos["patch_embed"].layout == "channels_last"  # (B, 4, 4, width) here
+    model = timm_model("vit_tiny_patch16_224", num_classes=3, options={"img_size": 32, "patch_size": 8})
+    infos["patches"] = TapReader(model, ["patch_embed"]).probe(torch.randn(2, 3, 32, 32))["patch_embed"]
+    assert (infos["patches"].prefix_tokens, infos["patches"].grid) == (0, (4, 4))
+    assert (infos["blocks.0"].prefix_tokens, infos["blocks.0"].grid) == (1, (4, 4))
+    assert {canonical_shape(info)[2:] for info in infos.values()} == {(4, 4)}
+
+
+def test_clips_class_token_is_skipped() -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = CLIPVisionModel(CLIPVisionConfig(image_size=32, patch_size=8, **sizes))
+    info = TapReader(model, ["hidden_states.1"]).probe({"pixel_values": torch.randn(2, 3, 32, 32)})["hidden_states.1"]
+    assert (info.prefix_tokens, info.grid) == (1, (4, 4))

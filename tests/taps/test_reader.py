@@ -274,3 +274,21 @@ def test_hooks_work_inside_transformers(encoder: Any) -> None:
     inputs = {"input_ids": torch.randint(31, (2, 7))}
     taps = TapReader(model, ["bert.encoder.layer.1", "hidden_states.2"])(inputs).taps
     assert torch.equal(taps["bert.encoder.layer.1"], taps["hidden_states.2"])
+
+
+def test_what_training_alone_overwrites_is_cloned() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5, inplace=True), nn.Linear(8, 3))
+    reader = TapReader(model, ["0"])
+    x = torch.randn(4, 6)
+    state = torch.get_rng_state()
+    reader.probe(x)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(reader(x).taps["0"], model[0](x))
+
+
+def test_a_probe_in_training_mode_leaves_running_statistics_alone() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = copy.deepcopy(model.state_dict())
+    TapReader(model, ["1"]).probe(torch.randn(4, 6))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

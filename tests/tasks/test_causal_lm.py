@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdlightning import CausalLM, ConfigurationError, Head, ModelOutput
+from kdlightning import Batch, CausalLM, ConfigurationError, Head, ModelOutput
 
 V, H = 7, 3
 
@@ -109,3 +109,25 @@ def test_predictions_are_each_samples_perplexity(states: tuple[Tensor, ...]) -> 
 def test_a_batch_without_tokens_is_named() -> None:
     with pytest.raises(ConfigurationError, match="input_ids"):
         CausalLM().batch((torch.zeros(2, 3), torch.zeros(2)))
+
+
+def test_a_batch_of_ones_own_without_a_mask_counts_its_targets(states: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias = states
+    head, task = Head(weight, bias), CausalLM()
+    whole, counted = batch_of()
+    own = Batch(whole.inputs, whole.target, size=2)
+    assert int(task.count(own)) == len(counted)
+    expected = sum(nll(head(hidden), counted))
+    for output in (ModelOutput(hidden=hidden, head=head), ModelOutput(head(hidden))):
+        assert float(task.loss(output, own)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mask_holds_with_full_logits_too(states: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias = states
+    logits = Head(weight, bias)(hidden)
+    whole, counted = batch_of()
+    mask = whole.mask.clone()
+    mask[1] = False
+    part = Batch(whole.inputs, whole.target, mask=mask, size=2)
+    expected = sum(nll(logits, [entry for entry in counted if entry[0] == 0]))
+    assert float(CausalLM().loss(ModelOutput(logits), part)) == pytest.approx(expected, rel=1e-5)

@@ -287,3 +287,24 @@ def test_it_stops_early_when_only_shallow_taps_are_read(samples: Any, trainer: A
     callback = FeatureKD(AT(), {"intermediates.1": "intermediates.1"})
     trainer(callbacks=[callback]).fit(module, DataLoader(data, 2))
     assert len(deep) == 1  # the probe alone
+
+
+def test_half_precision_runs_leave_it_as_it_was(samples: Any, trainer: Any) -> None:
+    network = net(6)
+    before = copy.deepcopy(network.state_dict())
+    module = OfflineDistillation(net(4), network, task=Classification(5))
+    runner = trainer(precision="bf16-true")
+    runner.fit(module, DataLoader(samples, 8), DataLoader(samples, 8))
+    assert next(module.student.parameters()).dtype == torch.bfloat16
+    assert torch.isfinite(runner.callback_metrics["train/loss_kd"])
+    after = network.state_dict()
+    assert all(after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 7), (5, 3), (2, 2, 8, 8)])
+def test_normalisation_of_something_else_than_images_is_refused(shape: tuple[int, ...]) -> None:
+    teacher = FrozenTeacher(
+        nn.Identity(), student_normalization=([0.5] * 3, [0.5] * 3), teacher_normalization=([0.0] * 3, [1.0] * 3)
+    )
+    with pytest.raises(ConfigurationError, match=r"normalisation is for images \(batch, 3, height, width\)"):
+        teacher(Batch(torch.zeros(shape)), None)
