@@ -38,6 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         if debug:
             raise
         return _say(str(error), 2 if isinstance(error, ConfigurationError) else 1)
+    except OSError as error:
+        if debug or not error.filename or not error.strerror:
+            raise
+        return _say(f"{error.filename}: {error.strerror.lower()}; choose another place, or free this one", 2)
     except Exception as error:
         if debug:
             raise

@@ -11,6 +11,7 @@ from kdlightning.commands.results import (
     SCHEMA,
     config_hash,
     describe_student,
+    measured_hash,
     plain_metrics,
     size_on_disk,
     student_hash,
@@ -19,6 +20,7 @@ from kdlightning.commands.results import (
 from kdlightning.commands.runs import RESULT, checkpoint_file, read_result, write_json
 from kdlightning.commands.words import duration, metric_words
 from kdlightning.data.base import DistillDataModule
+from kdlightning.errors import ConfigurationError
 from kdlightning.modules import DistillModule
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ def finish_fit(command: DistillCommand) -> None:
     run = _folder(command)
     validates = command.trainer.enable_validation
     inputs = _inputs(command.model)
-    result = new_result(command, inputs)
+    result, earlier = new_result(command, inputs), _earlier(run)
     kinds = [which for which in ("last", "best") if checkpoint_file(run, which).is_file()]
+    _keep_tests(result, earlier)
     result["checkpoints"] = {which: f"checkpoints/{which}.ckpt" for which in kinds}
     if validates:
         for which in kinds:
@@ -48,8 +51,9 @@ def finish_fit(command: DistillCommand) -> None:
 def report_checkpoints(command: DistillCommand, split: str) -> None:
     """`validate` and `test`: measures the command's checkpoints and adds the numbers to the run's result."""
     run = _folder(command)
-    result = read_result(run) if not command.request.tests_built else None
-    result = result or new_result(command, None)
+    new = new_result(command, None)
+    result = (None if command.request.tests_built else _earlier(run)) or new
+    same = result["config"].get("measured_hash", "") in ("", new["config"]["measured_hash"])
     if split == "test" and not has_test(command.datamodule):
         command.say("these data have no test split: nothing is measured; `validate` uses the validation split")
         return
@@ -59,8 +63,24 @@ def report_checkpoints(command: DistillCommand, split: str) -> None:
         words = metric_words({f"val/{k}": v for k, v in result["metrics"][split][which].items() if v is not None}, 8)
         best = " (chosen by validation)" if which == "best" else ""
         command.say(f"{split} · {which}{best}  " + "  ".join(word.removeprefix("val/") for word in words))
-    if not command.request.tests_built:
+    if not same:
+        command.say(f"model or data differ from the run's own: {run / RESULT} is left as it is")
+    elif not command.request.tests_built:
         save(command, result)
+
+
+def _earlier(run: Path) -> dict[str, Any] | None:
+    """What the run has measured before; a damaged file is written anew."""
+    try:
+        return read_result(run)
+    except ConfigurationError:
+        return None
+
+
+def _keep_tests(result: dict[str, Any], earlier: dict[str, Any] | None) -> None:
+    """A resumed run that had nothing left to train keeps the test scores of its weights."""
+    if earlier is not None and earlier.get("steps") == result["steps"] and "test" in earlier["metrics"]:
+        result["metrics"]["test"] = earlier["metrics"]["test"]
 
 
 def measure(command: DistillCommand, result: dict[str, Any], split: str, which: str, path: Path | None) -> None:
@@ -115,6 +135,7 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
             "name": command.request.name,
             "hash": config_hash(config),
             "student_hash": student_hash(config),
+            "measured_hash": measured_hash(config),
             "files": [str(path) for path, _ in command.request.configs],
         },
         "seed": command.place.seed,

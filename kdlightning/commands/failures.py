@@ -29,6 +29,7 @@ _SHAPES = re.compile(
         )
     )
 )
+_OF_VALUES = (ValueError, TypeError, LookupError, ImportError, AssertionError, RuntimeError, ArithmeticError)
 _MEMORY = re.compile(r"out of memory", re.IGNORECASE)
 
 
@@ -43,13 +44,13 @@ def as_configuration_error(error: Exception) -> Exception | None:
     if isinstance(error, MisconfigurationException):
         return ConfigurationError(first)
     if isinstance(error, FileNotFoundError):
-        return ConfigurationError(f"there is no file {error.filename or first}")
+        return ConfigurationError(f"there is no file or folder {error.filename or first}")
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return ConfigurationError(unwritable(error))
     if _MEMORY.search(str(error)):
         return ConfigurationError("out of memory: lower --data.batch_size or raise --trainer.accumulate_grad_batches")
     if "Error(s) in loading state_dict" in str(error):
-        return ConfigurationError(
-            f"the checkpoint does not fit the networks of this configuration: {_second_line(error)}"
-        )
+        return ConfigurationError(f"the checkpoint does not fit the networks of this configuration: {_misfit(error)}")
     if _SHAPES.search(str(error)):
         return ConfigurationError(f"data and network do not fit each other: {first}")
     return None
@@ -57,10 +58,10 @@ def as_configuration_error(error: Exception) -> Exception | None:
 
 def as_building_error(error: Exception) -> Exception | None:
     """Like `as_configuration_error`; before anything runs, whatever an option's value brings about is its fault."""
+    if isinstance(error, (ConfigurationError, NonFiniteLossError)):
+        return None
     found = as_configuration_error(error)
-    if found is None and isinstance(
-        error, (ValueError, TypeError, KeyError, ImportError, AssertionError, RuntimeError)
-    ):
+    if found is None and isinstance(error, _OF_VALUES):
         return ConfigurationError(f"{first_line(error)} (--debug shows where)")
     return found
 
@@ -77,11 +78,22 @@ def reraise(translate: Callable[[Exception], Exception | None]) -> Iterator[None
         raise other from error
 
 
+def unwritable(error: OSError) -> str:
+    """A file or folder that cannot be used, and the way out."""
+    return f"{error.filename}: {str(error.strerror).lower()}; choose another place, or free this one"
+
+
 def first_line(error: Exception) -> str:
     """The first line of a message that is not empty, or the exception's name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _second_line(error: Exception) -> str:
+def _misfit(error: Exception) -> str:
+    """The second line of what torch says, with the first of many keys."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else lines[0]
+    line = lines[1] if len(lines) > 1 else lines[0]
+    keys = re.findall(r'"([^"]+)"', line)
+    kind = re.match(r"(Missing|Unexpected) key", line)
+    if kind and len(keys) > 1:
+        return f"{len(keys)} {kind[1].lower()} keys, {keys[0]!r} among them"
+    return line

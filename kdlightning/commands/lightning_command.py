@@ -176,8 +176,7 @@ class DistillCommand(LightningCLI):
 
     def _fit_folder(self, place: RunPlace, wanted: str | None) -> tuple[Path, Path | None]:
         if wanted is None:
-            self._is_new = True
-            return self.request.run or place.new(), None
+            return self._new_folder(place), None
         if wanted in ("last", "best"):
             run = self.request.run or place.find(wanted)
             return run, checkpoint_file(run, wanted)
@@ -186,14 +185,20 @@ class DistillCommand(LightningCLI):
             return self.request.run, path
         if run_of(path).resolve().parent == place.folder.resolve():
             return run_of(path), path
-        self._is_new = True
-        return place.new(), path
+        return self._new_folder(place), path
+
+    def _new_folder(self, place: RunPlace) -> Path:
+        """Where a new run goes; a folder that is there already is not ours to remove after a mistake."""
+        folder = self.request.run or place.new()
+        if folder.is_file() or (self.request.command == "fit" and folder.is_dir() and any(folder.iterdir())):
+            raise ConfigurationError(f"--run {folder} is there already: name a new folder, or resume with --ckpt_path")
+        self._is_new = not folder.exists()
+        return folder
 
     def _measured(self, place: RunPlace, wanted: str | None) -> tuple[Path, list[tuple[str, Path]]]:
         """The run that is measured, and which of its checkpoints."""
         if self.request.tests_built:
-            self._is_new = True
-            return self.request.run or place.new(), []
+            return self._new_folder(place), []
         if wanted in ("last", "best"):
             run = self.request.run or place.find(wanted)
             return run, [(wanted, checkpoint_file(run, wanted))]
@@ -221,7 +226,8 @@ class DistillCommand(LightningCLI):
         """Mistakes found before the first step leave no run folder behind."""
         if self._is_new and self.trainer.global_step == 0 and self.trainer.is_global_zero and self.run_folder:
             remove_run(self.run_folder, self.place.root)
-        mistake = as_configuration_error(error)
+        early = self.trainer.global_step == 0
+        mistake = as_building_error(error) if early else as_configuration_error(error)
         if mistake is not None or isinstance(error, (ConfigurationError, NonFiniteLossError)):
             return mistake
         return self._with_log(error)
@@ -241,10 +247,18 @@ class DistillCommand(LightningCLI):
             self.trainer.fit(self.model, datamodule=self.datamodule, ckpt_path=checkpoint)
         except SystemExit as end:
             # Lightning leaves like this after Ctrl-C.
-            raise KeyboardInterrupt("interrupted; the same command with --ckpt_path last goes on") from end
+            raise KeyboardInterrupt(self._interrupted()) from end
         if self.trainer.interrupted or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         finish_fit(self)
+
+    def _interrupted(self) -> str:
+        assert self.run_folder is not None
+        if checkpoint_file(self.run_folder, "last").is_file():
+            return "interrupted; the same command with --ckpt_path last goes on"
+        if self._is_new and self.trainer.is_global_zero:
+            remove_run(self.run_folder, self.place.root)
+        return "interrupted before the first checkpoint; nothing is kept"
 
     def _validate(self) -> None:
         report_checkpoints(self, "val")

@@ -80,6 +80,9 @@ def read_request(command: str, argv: list[str], *, weights: bool = True) -> Requ
     if request.only_prints:
         return request
     _take_run_config(request)
+    for _, content in request.configs:
+        if request.checkpoint is None and isinstance(content.get("ckpt_path"), str):
+            _take_checkpoint(request, content["ckpt_path"])
     for path, content in request.configs:
         check_content(path, content, command)
     for place, value in checkpoints_of(request).items() if weights else ():
@@ -145,6 +148,9 @@ def _take_own(request: Request, name: str, value: str) -> None:
         request.run = Path(value)
     elif name == "then":
         request.then = value.split(",")
+        for step in request.then:
+            if step not in ("test", "export"):
+                raise ConfigurationError(f"--then {step}{nearest(step, ('test', 'export'))}")
     elif re.fullmatch(r"[\w.+-]+(/[\w.+-]+)*", value) and ".." not in value.split("/"):
         request.name = value
     else:
@@ -208,7 +214,7 @@ def load(path: Path) -> dict[str, Any]:
         reason = getattr(error, "problem", None) or "it is not a text file"
         raise ConfigurationError(f"{where}: not valid YAML, {reason}") from error
     if content is None:
-        return {}
+        raise ConfigurationError(f"{path} is empty: write options into it, or leave it out")
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: the top level must be options, not a {_kind(content)}")
     return content

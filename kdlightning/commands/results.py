@@ -48,6 +48,11 @@ def student_hash(config: Mapping[str, Any]) -> str:
     return _digest({"student": (model.get("init_args") or {}).get("student"), "data": data})
 
 
+def measured_hash(config: Mapping[str, Any]) -> str:
+    """Names what a score is of: the model's settings and the data."""
+    return _digest({"model": config.get("model"), "data": config.get("data")})
+
+
 def _digest(content: Any) -> str:
     # The teacher's checkpoint lies in the run folder of its own seed: the same configuration for every seed.
     text = _PLACES.sub("seed*/version_*", json.dumps(content, sort_keys=True, default=str))

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from kdlightning.commands.options import Parser
-from kdlightning.commands.precheck import load
+from kdlightning.commands.precheck import check_content, load, read_request
 from kdlightning.commands.runs import read_result
 from kdlightning.commands.shipped import find_config
 from kdlightning.commands.stage import Screen, locked, run_stage, tail
 from kdlightning.errors import ConfigurationError
-from kdlightning.recipe import Engine, Plan, parse_recipe
+from kdlightning.recipe import Engine, Plan, Recipe, parse_recipe
 
 
 def main(arguments: list[str]) -> int:
@@ -23,6 +23,7 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     path = find_config(options.recipe, below="recipes")
     recipe = parse_recipe(path.stem, load(path), str(path), baseline=not options.no_baseline)
+    _check_stages(recipe, str(path))
     screen = Screen()
     engine = Engine(recipe, Path(options.output), options.seed, find_config, start=_not_started, fresh=options.fresh)
     if options.dry_run:
@@ -60,6 +61,24 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         raise ConfigurationError(f"--seed {options.seed}: a seed is a whole number, 0 or more")
     options.seed = int(options.seed)
     return options
+
+
+def _check_stages(recipe: Recipe, source: str) -> None:
+    """Finds what can be found wrong with any stage before the first one runs."""
+    for stage in recipe.stages:
+        where = f"{source}: stage {stage.base!r}"
+        try:
+            for part in stage.config:
+                at = find_config(part) if isinstance(part, str) else Path("config")
+                check_content(at, load(at) if isinstance(part, str) else part, stage.command)
+            words = [word for word in stage.arguments if "${" not in word]
+            if stage.command == "export":
+                continue
+            if not stage.config and not words:
+                raise ConfigurationError("it has neither config nor arguments")
+            read_request(stage.command, [*words, "--name", stage.name], weights=False)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{where}: {error}") from error
 
 
 def _not_started(plan: Plan, command: list[str]) -> int:

@@ -87,7 +87,8 @@ def read_result(run: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid JSON: test the run again to write it anew") from error
-    if not isinstance(content, dict) or "metrics" not in content:
+    parts = {"metrics": dict, "config": dict, "monitor": dict, "student": dict}
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in parts.items()):
         raise ConfigurationError(f"{path} is no result of kdlightning")
     return content
 

@@ -53,7 +53,16 @@ def explain(error: BaseException) -> ConfigurationError | None:
     text = str(error)
     leaf = deepest(text)
     sentence = _sentence(leaf) if leaf is not None else None
-    return ConfigurationError(sentence) if sentence else None
+    return ConfigurationError(sentence or _refused(error)) if sentence or _refused(error) else None
+
+
+def _refused(error: BaseException) -> str | None:
+    """What a constructor said of its values, where jsonargparse says no more than that nothing fits."""
+    if "Does not validate against any" not in str(error):
+        return None
+    said = [link for link in _chain(error) if "Does not validate against any" not in str(link)]
+    options = [match[1] for link in _chain(error) if (match := _KEY.search(str(link)))]
+    return f"{f'{options[-1]}: ' if options else ''}{str(said[-1]).splitlines()[0]}" if said and str(said[-1]) else None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,18 @@ def read_plain(file: Path) -> Any:
     """
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ConfigurationError(
-            f"{file} is no file of plain tensors ({str(error).splitlines()[0][:120]}); save a state_dict() and name "
-            "that"
-        ) from error
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(file):  # whole, as torch.save writes it
+            raise ConfigurationError(
+                f"{file} holds more than plain tensors, which is not unpickled: save a state_dict() and name that"
+            ) from error
+        raise _damaged(file) from error
+    except (RuntimeError, EOFError, LookupError, ValueError, OSError) as error:
+        raise _damaged(file) from error
+
+
+def _damaged(file: Path) -> ConfigurationError:
+    return ConfigurationError(f"{file} is damaged, or no file of torch.save: copy or write it again, or name another")
 
 
 def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] | None = None) -> nn.Module:

@@ -19,6 +19,16 @@ from kdlightning.strategies import DML, OnlineStrategy
 from kdlightning.tasks import Task
 
 
+def check_classes(outputs: list[ModelOutput]) -> None:
+    """Raises ConfigurationError unless all networks answer in one shape."""
+    shapes = [tuple(output.logits.shape) for output in outputs]
+    for number, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            raise ConfigurationError(
+                f"the student gives logits {shapes[0]} and peer {number} {shape}: the class counts differ; use the same"
+            )
+
+
 class OnlineDistillation(DistillModule):
     """Online distillation: student and peers learn together, from labels and from each other.
 
@@ -105,6 +115,7 @@ class OnlineDistillation(DistillModule):
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The task's and the strategy's term of every network."""
         outputs = [step.student, *step.peers]
+        check_classes(outputs)
         suffixes = ["", *(f"_{name}" for name in list(self.networks)[1:])]
         terms = {
             f"task{suffix}": self.task.loss(output, step.batch)
@@ -123,6 +134,7 @@ class OnlineDistillation(DistillModule):
 
     def scored(self, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:
         """All networks and their ensemble."""
+        check_classes(list(outputs.values()))
         together = self.strategy.ensemble(list(outputs.values()))
         return outputs if together is None else {**outputs, "ensemble": together}
 

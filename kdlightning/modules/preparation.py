@@ -152,6 +152,15 @@ class PreparationMixin:
             raise ConfigurationError(
                 f"the data have {theirs} classes and {type(self.task).__name__} has num_classes={ours}: make them agree"
             )
+        block = getattr(getattr(self.trainer, "datamodule", None), "block_size", None)
+        for name, network in self.networks.items():
+            config = getattr(network, "config", None)
+            most = getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", None)
+            if block is not None and most is not None and block > most:
+                raise ConfigurationError(
+                    f"block_size is {block} and the {name} has {most} positions: lower data.block_size, or raise the "
+                    "model's"
+                )
         words = getattr(getattr(self.trainer, "datamodule", None), "vocabulary_size", None)
         for name, network in self.networks.items():
             rows = getattr(getattr(network, "config", None), "vocab_size", None)

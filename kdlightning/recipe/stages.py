@@ -141,18 +141,27 @@ def _strings(value: Any, where: str) -> tuple[str, ...]:
 
 def references(value: Any) -> Iterator[str]:
     """What stands between `${` and `}` anywhere in a value."""
+    for text in _texts(value):
+        yield from REFERENCE.findall(text)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text anywhere in a value."""
     if isinstance(value, str):
-        yield from REFERENCE.findall(value)
+        yield value
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from references(item)
+            yield from _texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from references(item)
+            yield from _texts(item)
 
 
 def _check_references(stages: tuple[Stage, ...], source: str) -> None:
     for at, stage in enumerate(stages):
+        for value in _texts([stage.config, stage.arguments]):
+            if "${" in REFERENCE.sub("", value):
+                raise ConfigurationError(f"{source}: stage {stage.base!r}: {value!r} opens a ${{ and does not close it")
         for text in references([stage.config, stage.arguments]):
             where = f"{source}: stage {stage.base!r}: ${{{text}}}"
             if text == "seed":

@@ -55,7 +55,8 @@ class FrozenTeacher(NetworkTeacher):
         super().__init__()
         if (student_normalization is None) != (teacher_normalization is None):
             raise ConfigurationError("FrozenTeacher: give student_normalization and teacher_normalization together")
-        if checkpoint is not None:
+        # jsonargparse hands the null of a command line's nested option on as text.
+        if checkpoint is not None and checkpoint != "None":
             if not Path(checkpoint).is_file():
                 raise ConfigurationError(
                     f"no teacher checkpoint at {checkpoint}: train the teacher first (kdlightning fit, or the config "

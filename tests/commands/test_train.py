@@ -195,22 +195,36 @@ def test_hashes_ignore_seed_and_place_and_see_settings() -> None:
     assert student_hash(made(0)) == student_hash(made(0, temperature=2.0))
 
 
-def test_ctrl_c_in_training_says_how_to_go_on(command, config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("epoch", "said"),
+    [
+        (0, "interrupted before the first checkpoint; nothing is kept"),
+        (1, "interrupted; the same command with --ckpt_path last goes on"),
+    ],
+)
+def test_ctrl_c_in_training_says_how_to_go_on(
+    epoch: int, said: str, command, config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import signal
 
     from kdlightning import DistillModule
 
-    def interrupt(*arguments: Any) -> None:
-        raise KeyboardInterrupt
+    plain = DistillModule.on_train_epoch_end
+
+    def interrupt(module: Any) -> None:
+        if module.current_epoch == epoch:
+            raise KeyboardInterrupt
+        plain(module)
 
     monkeypatch.setattr(DistillModule, "on_train_epoch_end", interrupt)
     before = signal.getsignal(signal.SIGINT)
     try:
-        outcome = command("fit", "-c", config())
+        outcome = command("fit", "-c", config(), "--trainer.max_epochs=2")
     finally:
         signal.signal(signal.SIGINT, before)
     assert outcome.code == 130
-    assert outcome.sentence == "interrupted; the same command with --ckpt_path last goes on"
+    assert outcome.sentence == said
+    assert Path("runs").exists() == (epoch > 0)
 
 
 def test_ctrl_c_is_one_line(command, config, monkeypatch: pytest.MonkeyPatch) -> None:
