@@ -134,8 +134,10 @@ def _list(model: nn.Module, inputs: Any, shape: tuple[int, ...] | None) -> list[
 
     from kdlightning.taps import example_inputs, list_taps
 
-    if inputs is None:
-        inputs = torch.zeros(2, *shape) if shape else example_inputs(model)
+    if shape is not None:
+        inputs = torch.zeros(2, *shape)
+    elif inputs is None:
+        inputs = example_inputs(model)
     model.eval()
     try:
         found = list_taps(model, inputs)

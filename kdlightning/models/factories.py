@@ -78,6 +78,7 @@ def transformers_model(
             raise ConfigurationError(
                 f"transformers has no model_type {model_type!r}{nearest(str(model_type), transformers.CONFIG_MAPPING)}"
             )
+        _check_options(transformers.AutoConfig.for_model(str(model_type)), config or {})
         settings = transformers.AutoConfig.for_model(str(model_type), **(config or {}))
         model = factory.from_config(settings) if architecture.startswith("Auto") else factory(settings)
     # from_pretrained answers in evaluation mode; Lightning trains modules in the mode they are given.
@@ -85,6 +86,14 @@ def transformers_model(
     if checkpoint is not None:
         load_weights(model, checkpoint, key_map)
     return model if peft is None else _with_lora(model, peft)
+
+
+def _check_options(defaults: Any, given: dict[str, Any]) -> None:
+    """transformers keeps options that its configuration has not, and builds the model without them."""
+    known = [name for name in dir(defaults) if not name.startswith("_")]
+    for name in given:
+        if name not in known and name not in ("attn_implementation", "dtype", "torch_dtype"):
+            raise ConfigurationError(f"{type(defaults).__name__} has no option {name!r}{nearest(name, known)}")
 
 
 def _with_lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:

@@ -25,13 +25,14 @@ from kdlightning.modules.knowledge import Adapters, KnowledgeTerm, TermSpec
 from kdlightning.modules.optimization import OptimizationMixin
 from kdlightning.modules.preparation import PreparationMixin
 from kdlightning.modules.step import DistillStep
+from kdlightning.modules.time import TimeMixin
 from kdlightning.schedules import Schedule, Weight, weight_at
 from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
 from kdlightning.teachers import Teacher
 
 
-class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.LightningModule):
+class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMixin, pl.LightningModule):
     """Base of all modes, and the plain supervised run: the student learns from labels alone.
 
     The loss is Σ weight·term. Terms are the task's (`task`), the mode's, those that callbacks declare and those that
@@ -81,12 +82,11 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         self._readers: dict[str, TapReader] = {}
         self._guard = FiniteGuard()
         self._seed: int | None = None
-        self._total_steps = 0
-        self._total_epochs = 0.0
         self._last_terms: dict[str, Tensor] = {}
         self._first_step = True
         self._init_evaluation()
         self._init_optimization()
+        self._init_time()
 
     def _save_arguments(self) -> None:
         import inspect
@@ -253,16 +253,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         """Whether a term's weight is not zero at this moment."""
         return weight_at(self._weights.get(name, 1.0), step.progress, step.epoch) != 0.0
 
-    # -- time ------------------------------------------------------------------------------------------------------
-
-    @property
-    def progress(self) -> float:
-        """Optimizer steps done / total steps, 0 to 1; 0 if the total is not known."""
-        return min(self.global_step / self._total_steps, 1.0) if self._total_steps else 0.0
-
-    def epoch_at(self, progress: float) -> float:
-        """The moment in epochs."""
-        return progress * self._total_epochs if self._total_steps else float(self.current_epoch)
+    # -- logs ------------------------------------------------------------------------------------------------------
 
     def is_logging_step(self) -> bool:
         """Whether the Trainer writes logs in this step; asking it is cheaper than calling `self.log` each time."""
@@ -281,19 +272,6 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, pl.Lig
         if self._seed is None:
             own = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
             self._seed = int(self.trainer.strategy.broadcast(own))
-
-    def _measure_run(self) -> None:
-        """Steps and epochs of the whole run: whichever of max_steps and max_epochs ends it."""
-        steps, batches = self.trainer.estimated_stepping_batches, self.trainer.num_training_batches
-        known = steps not in (float("inf"), -1) and batches not in (0, float("inf"))
-        self._total_steps = int(steps) if known else 0
-        accumulate = self.trainer.accumulate_grad_batches
-        self._total_epochs = self._total_steps / -(-int(batches) // accumulate) if known else 0.0
-        if not known and any(getattr(weight, "unit", "") == "progress" for weight in self._weights.values()):
-            raise ConfigurationError(
-                "a weight's schedule counts progress, and a loader without length does not say how long the run is: "
-                "set unit: epochs on the schedule"
-            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds this step's randomness by counting, so that a resumed run draws what the undisturbed one draws."""

@@ -59,6 +59,7 @@ def test_transformers_models_from_a_configuration_and_from_a_folder(tmp_path: Pa
             {"model_type": "bert", "architecture": "AutoModelForCausalLLM"},
             "no 'AutoModelForCausalLLM'.*AutoModelForCausalLM",
         ),
+        ({"model_type": "bert", "config": {"hidden_sise": 8}}, "BertConfig has no option 'hidden_sise'.*hidden_size"),
         ({}, "either name or model_type"),
         ({"name": "x", "model_type": "bert"}, "either name or model_type"),
         ({"name": "./nowhere/bert"}, "no folder ./nowhere/bert"),

@@ -70,6 +70,10 @@ def test_a_schedule_on_progress_needs_a_length(net: Any, samples: Any, trainer: 
     module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5), weights={"kd": LinearSchedule(0, 1)})
     with pytest.raises(ConfigurationError, match="without length.*unit: epochs"):
         trainer(max_epochs=2).fit(module, DataLoader(Stream(samples), 8))
+    notes = Notes()
+    module = OfflineDistillation(net(4, 0), net(6, 1), task=Classification(5), weights={"kd": notes})
+    trainer(max_epochs=-1, max_steps=6).fit(module, DataLoader(Stream(samples), 8))
+    assert [moment[0] for moment in notes.moments] == pytest.approx([i / 6 for i in range(6)])
     module = OfflineDistillation(
         net(4, 0), net(6, 1), task=Classification(5), weights={"kd": LinearSchedule(0, 1, until=2, unit="epochs")}
     )
