@@ -233,7 +233,6 @@ def main(arguments: Sequence[str] | None = None) -> str:
         run_all(options)
     text = table()
     print(text)
-    RESULTS.parent.joinpath("tracers.md").write_text(text + "\n", encoding="utf-8")
     draw(RESULTS.parent / "tracers.png")
     return text
 

@@ -1,14 +1,18 @@
-"""Writes README's table of methods from the headers of the shipped configurations.
+"""Writes README's table of methods from the headers of the shipped configurations, and the tables of results from
+`benchmarks/results/`.
 
-`python docs/make_tables.py` rewrites it, `python docs/make_tables.py --check` only says whether it is up to date.
+`python docs/make_tables.py` rewrites them, `python docs/make_tables.py --check` only says whether they are up to date.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from kdlightning.commands.shipped import read_header
 
@@ -87,34 +91,62 @@ def paper(header: dict[str, str]) -> str:
     return f"[{short}](https://arxiv.org/abs/{number[1]})" if number else short
 
 
-def with_tables(readme: str, content: str) -> str:
-    """The README with new tables between the two comments.
+def with_block(page: str, begin: str, end: str, content: str) -> str:
+    """The page with new content between two comments.
 
     Raises:
         ValueError: the comments are missing.
     """
-    if BEGIN not in readme or END not in readme:
-        raise ValueError(f"README.md has no {BEGIN!r} … {END!r}")
-    before, rest = readme.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    return f"{before}{BEGIN}\n\n{content}\n\n{END}{after}"
+    if begin not in page or end not in page:
+        raise ValueError(f"the page has no {begin!r} … {end!r}")
+    before, rest = page.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    return f"{before}{begin}\n\n{content}\n\n{end}{after}"
+
+
+def with_tables(readme: str, content: str) -> str:
+    """The README with a new table of methods."""
+    return with_block(readme, BEGIN, END, content)
+
+
+def results() -> dict[str, str]:
+    """The tables of the accuracy benchmarks, by script, as the scripts print them."""
+    folder = ROOT / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        quickstart: Any = importlib.import_module("quickstart")
+        tracers: Any = importlib.import_module("tracers")
+    finally:
+        sys.path.remove(str(folder))
+    return {"quickstart": quickstart.table(json.loads(quickstart.RESULTS.read_text())), "tracers": tracers.table()}
+
+
+def pages() -> dict[Path, str]:
+    """What each page should hold."""
+    found = results()
+    readme, benchmarks = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
+    text = with_tables(readme.read_text(encoding="utf-8"), tables(headers(ROOT / "configs")))
+    made = {
+        readme: with_block(text, "<!-- quickstart results -->", "<!-- quickstart results end -->", found["quickstart"])
+    }
+    text = benchmarks.read_text(encoding="utf-8")
+    for name, content in found.items():
+        text = with_block(text, f"<!-- {name} results -->", f"<!-- {name} results end -->", content)
+    return made | {benchmarks: text}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes or checks; 1 if a check finds an old table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the table is old")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a table is old")
     options = parser.parse_args(arguments)
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = with_tables(old, tables(headers(ROOT / "configs")))
-    if new == old:
-        return 0
-    if options.check:
-        print("README.md: the table of methods is old: run python docs/make_tables.py", file=sys.stderr)
-        return 1
-    path.write_text(new, encoding="utf-8")
-    return 0
+    old = {path: text for path, text in pages().items() if path.read_text(encoding="utf-8") != text}
+    for path, text in old.items():
+        if options.check:
+            print(f"{path.relative_to(ROOT)}: a table is old: run python docs/make_tables.py", file=sys.stderr)
+        else:
+            path.write_text(text, encoding="utf-8")
+    return 1 if old and options.check else 0
 
 
 if __name__ == "__main__":
