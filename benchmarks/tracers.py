@@ -174,7 +174,6 @@ def rows_of(group: Group) -> Iterator[list[str]]:
             difference_words(difference),
             mean_words(agreement, 3),
             f"{len(values)} of {count}",
-            mean_words([each["seconds"] for each in found], 0),
         ]
 
 
@@ -182,7 +181,7 @@ def table() -> str:
     """All groups."""
     parts = []
     for group in GROUPS.values():
-        head = ["configuration", f"test {group.metric}", "difference (95 %)", "agreement", "seeds", "seconds"]
+        head = ["configuration", f"test {group.metric}", "difference (95 %)", "agreement", "seeds"]
         parts.append(f"**{group.title}**\n\n{markdown([head, *rows_of(group)])}")
     return "\n\n".join(parts)
 
