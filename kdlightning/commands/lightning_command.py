@@ -52,6 +52,13 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(*arguments, **options)
         self.folder = folder
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a checkpoint that does not fit is found later, and must leave no trace."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes, now that the checkpoint is loaded."""
+        super().setup(trainer, pl_module, "fit")
+
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Writes `config.yaml`, or `config.resume-<n>.yaml` if an earlier part of the run had other settings."""
         if stage != "fit":

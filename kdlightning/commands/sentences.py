@@ -53,6 +53,11 @@ def explain(error: BaseException) -> ConfigurationError | None:
     text = str(error)
     leaf = deepest(text)
     sentence = _sentence(leaf) if leaf is not None else None
+    inner = re.search(r'expects a function or a callable class: Parser key "([^"]+)":?$', sentence or "")
+    if inner and leaf is not None:
+        # A value inside an optimizer or scheduler: what is wrong with it stands in no line of its own.
+        given = _GIVEN.search(text)
+        sentence = f"{leaf.option}.{inner[1]}: {given[1] if given else 'the value'} does not fit: give another one"
     return ConfigurationError(sentence or _refused(error)) if sentence or _refused(error) else None
 
 

@@ -55,6 +55,14 @@ def test_a_finished_run_that_is_resumed_keeps_its_test_scores(command, config) -
     assert "test" not in result()["metrics"]
 
 
+def test_a_resume_that_does_not_fit_leaves_no_trace_in_the_run(command, config) -> None:
+    assert command("fit", "-c", config(), "--trainer.max_epochs=1").code == 0
+    before = {name: content for name, content in files_below(RUN).items() if "tfevents" not in name}
+    outcome = command("fit", "-c", config(), "--ckpt_path", "last", "--model.student.widths=[5,5]")
+    assert outcome.code == 2
+    assert {name: content for name, content in files_below(RUN).items() if "tfevents" not in name} == before
+
+
 def test_a_damaged_result_is_written_anew(command, config) -> None:
     assert command("fit", "-c", config(), "--trainer.max_epochs=1").code == 0
     (RUN / "result.json").write_text("{")
@@ -100,6 +108,7 @@ def test_a_checkpoint_in_the_configuration_is_resumed_from(command, config) -> N
     [
         ("--model.response.temperature=0", "temperature must be above 0, not 0"),
         ("--model.optimizer.lr=-1", "Invalid learning rate: -1"),
+        ("--model.optimizer.lr=high", "model.optimizer.lr: 'high' does not fit"),
         ("--then=tst", "--then tst"),
     ],
 )
