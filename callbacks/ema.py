@@ -39,6 +39,7 @@ class EMA(pl.Callback):
         self.average: dict[str, Tensor] = {}
         self._aside: dict[str, Tensor] | None = None
         self._seen_step = 0
+        self._weights: list[Tensor] = []
 
     @property
     def state_key(self) -> str:
@@ -65,6 +66,7 @@ class EMA(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins with the weights as they are, unless a checkpoint brought an average."""
         self._seen_step = trainer.global_step
+        self._weights = [parameter.detach() for _, parameter in learning(pl_module)]
         for name, parameter in learning(pl_module):
             known = self.average.get(name, parameter)
             self.average[name] = known.detach().to(parameter.device, copy=True)
@@ -79,8 +81,7 @@ class EMA(pl.Callback):
         self._seen_step = trainer.global_step
         self.updates += 1
         rate = 1 - min(self.decay, 1 - 1 / (self.updates + 1))
-        weights = dict(learning(pl_module))
-        torch._foreach_lerp_([self.average[name] for name in weights], [p.detach() for p in weights.values()], rate)
+        torch._foreach_lerp_(list(self.average.values()), self._weights, rate)
 
     # -- what others see -------------------------------------------------------------------------------------------
 

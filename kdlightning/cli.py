@@ -9,7 +9,7 @@ import sys
 import kdlightning
 from kdlightning.commands.help import COMMANDS, TEXTS, overview
 from kdlightning.commands.runs import RunError
-from kdlightning.errors import ConfigurationError, NonFiniteLossError, nearest
+from kdlightning.errors import ConfigurationError, NonFiniteLossError, nearest, unwritable
 
 _TRAINING = ("fit", "validate", "test", "predict")
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if debug or not error.filename or not error.strerror:
             raise
-        return _say(f"{error.filename}: {error.strerror.lower()}; choose another place, or free this one", 2)
+        return _say(unwritable(error), 2)
     except Exception as error:
         if debug:
             raise

@@ -24,6 +24,11 @@ class NonFiniteLossError(RuntimeError):
     """A term of the loss became NaN or infinite."""
 
 
+def unwritable(error: OSError) -> str:
+    """A sentence for a file or folder that cannot be used, with the way out."""
+    return f"{error.filename}: {str(error.strerror).lower()}; choose another place, or free this one"
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 3) -> str:
     """The known names closest to `name`, as the tail of an error message.
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from kdlightning.commands.sentences import explain
-from kdlightning.errors import ConfigurationError, NonFiniteLossError
+from kdlightning.errors import ConfigurationError, NonFiniteLossError, unwritable
 
 _SHAPES = re.compile(
     "|".join(
@@ -76,11 +76,6 @@ def reraise(translate: Callable[[Exception], Exception | None]) -> Iterator[None
         if other is None:
             raise
         raise other from error
-
-
-def unwritable(error: OSError) -> str:
-    """A file or folder that cannot be used, and the way out."""
-    return f"{error.filename}: {str(error.strerror).lower()}; choose another place, or free this one"
 
 
 def first_line(error: Exception) -> str:

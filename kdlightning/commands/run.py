@@ -71,7 +71,7 @@ def _check_stages(recipe: Recipe, source: str) -> None:
             for part in stage.config:
                 at = find_config(part) if isinstance(part, str) else Path("config")
                 check_content(at, load(at) if isinstance(part, str) else part, stage.command)
-            words = [word for word in stage.arguments if "${" not in word]
+            words = [_unreferred(word) for word in stage.arguments]
             if stage.command == "export":
                 continue
             if not stage.config and not words:
@@ -79,6 +79,13 @@ def _check_stages(recipe: Recipe, source: str) -> None:
             read_request(stage.command, [*words, "--name", stage.name], weights=False)
         except ConfigurationError as error:
             raise ConfigurationError(f"{where}: {error}") from error
+
+
+def _unreferred(word: str) -> str:
+    """An argument whose value is a product that is not made yet, without that value."""
+    if "${" not in word:
+        return word
+    return f"{word.partition('=')[0]}=null" if word.startswith("-") else "null"
 
 
 def _not_started(plan: Plan, command: list[str]) -> int:

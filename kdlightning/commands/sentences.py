@@ -58,7 +58,8 @@ def explain(error: BaseException) -> ConfigurationError | None:
         # A value inside an optimizer or scheduler: what is wrong with it stands in no line of its own.
         given = _GIVEN.search(text)
         sentence = f"{leaf.option}.{inner[1]}: {given[1] if given else 'the value'} does not fit: give another one"
-    return ConfigurationError(sentence or _refused(error)) if sentence or _refused(error) else None
+    sentence = sentence or _refused(error)
+    return ConfigurationError(sentence) if sentence else None
 
 
 def _refused(error: BaseException) -> str | None:

@@ -140,6 +140,26 @@ def test_peers_of_other_classes_are_named(command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--ckpt_path", "${stages.first.last}"],
+        ["--ckpt_path=${previous.best}"],
+        ["--ckpt_path", "${stages.first.run}/checkpoints/last.ckpt", "--data.batch_size=32"],
+        ["--model.label=${seed}"],
+    ],
+)
+def test_products_that_are_not_made_yet_are_no_mistake(arguments: list[str], command, tmp_path: Path) -> None:
+    import yaml
+
+    late = {"command": "fit", "config": "supervised/digits", "arguments": arguments}
+    recipe = {"stages": {"first": {"config": "supervised/digits"}, "late": late}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(recipe))
+    outcome = command("run", "two.yaml", "--dry-run")
+    assert outcome.code == 0, outcome.err
+    assert "[2/2] late: runs" in outcome.out
+
+
+@pytest.mark.parametrize(
     ("stage", "said"),
     [
         ({"config": "nope/foo"}, "no configuration"),
