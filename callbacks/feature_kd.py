@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from kdlightning.callbacks.knowledge import KnowledgeCallback, Pairs
+from kdlightning.callbacks.knowledge import AdapterName, KnowledgeCallback, Pairs
 from kdlightning.losses.base import FeatureLoss
 from kdlightning.schedules import Weight
 
@@ -23,7 +21,7 @@ class FeatureKD(KnowledgeCallback[FeatureLoss]):
         pairs: student tap to teacher tap, or a list of `{student, teacher, weight, layout}`; `kdlightning taps` prints
             the taps of a model.
         adapter: "auto" is what the loss prescribes, "none" leaves tensors as they are, "linear" maps the student's
-            channels to the teacher's.
+            channels to the teacher's, "pooled" averages the student's map first, for a teacher's vector.
         weight: number or schedule; None leaves it to the module's `weights` (1 by default).
         name: name of the term; the loss's in snake case by default. Two terms need two names.
     """
@@ -32,7 +30,7 @@ class FeatureKD(KnowledgeCallback[FeatureLoss]):
         self,
         loss: FeatureLoss,
         pairs: Pairs,
-        adapter: Literal["auto", "none", "linear"] = "auto",
+        adapter: AdapterName = "auto",
         weight: Weight | None = None,
         name: str | None = None,
     ) -> None:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError, nearest
-from kdlightning.losses.base import Shape, TapLoss, channel_adapter, term_name
+from kdlightning.losses.base import LossContext, Shape, TapLoss, channel_adapter, pooled_adapter, term_name
 from kdlightning.losses.spatial import pool_larger
 from kdlightning.modules.knowledge import TapPair, TermSpec
 from kdlightning.schedules import Weight
 
 LossType = TypeVar("LossType", bound=TapLoss)
 Pairs = dict[str, str] | list[dict[str, Any]] | list[TapPair]
+AdapterName = Literal["auto", "none", "linear", "pooled"]
+ADAPTERS = ("auto", "none", "linear", "pooled")
 
 
 class KnowledgeCallback(pl.Callback, Generic[LossType]):
@@ -27,7 +29,8 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         loss: the loss.
         pairs: student tap to teacher tap, or a list of `{student, teacher, weight, layout}`.
         adapter: "auto" is what the loss prescribes, "none" leaves tensors as they are, "linear" maps the student's
-            channels to the teacher's by a 1×1 convolution or a linear layer.
+            channels to the teacher's by a 1×1 convolution or a linear layer, "pooled" averages the student's map first,
+            for a teacher's vector.
         weight: number or schedule; None leaves it to the module's `weights` (1 by default).
         name: name of the term; the loss's by default.
     """
@@ -36,7 +39,7 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         self,
         loss: LossType,
         pairs: Pairs,
-        adapter: Literal["auto", "none", "linear"] = "auto",
+        adapter: AdapterName = "auto",
         weight: Weight | None = None,
         name: str | None = None,
     ) -> None:
@@ -44,8 +47,10 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
             raise ConfigurationError(
                 f"{type(self).__name__}: loss must be a loss such as AttentionTransfer(), not {loss!r}"
             )
-        if adapter not in ("auto", "none", "linear"):
-            raise ConfigurationError(f"{type(self).__name__}: adapter must be auto, none or linear, not {adapter!r}")
+        if adapter not in ADAPTERS:
+            raise ConfigurationError(
+                f"{type(self).__name__}: adapter must be one of {', '.join(ADAPTERS)}, not {adapter!r}"
+            )
         self.loss = loss
         self.pairs = read_pairs(pairs, type(self).__name__)
         self.adapter = adapter
@@ -65,12 +70,15 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         declare = getattr(pl_module, "declare_term", None)
         if declare is None:
             raise ConfigurationError(f"{type(self).__name__} needs a DistillModule, not {type(pl_module).__name__}")
-        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner=f"{type(self).__name__}({self.name})"))
+        owner = f"{type(self).__name__}({self.name})"
+        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner, self.loss.reads_fields))
 
-    def build(self, student: list[Shape], teacher: list[Shape]) -> nn.Module:
-        """The networks of the term, from the taps' shapes."""
+    def build(self, student: list[Shape], teacher: list[Shape], context: LossContext) -> nn.Module:
+        """The networks of the term, from the taps' shapes and the networks around them."""
         # One declaration may serve several learners, each with networks of its own.
-        return PairedLoss(copy.deepcopy(self.loss), self.pairs, student, teacher, self.adapter, self.name)
+        loss = copy.deepcopy(self.loss)
+        loss.bind(context)
+        return PairedLoss(loss, self.pairs, student, teacher, self.adapter, self.name)
 
 
 class PairedLoss(nn.Module):
@@ -93,7 +101,7 @@ class PairedLoss(nn.Module):
             try:
                 made = _adapter(loss, adapter, ours, theirs)
             except (ValueError, KeyError, IndexError) as error:
-                raise _mismatch(name, pair, ours, theirs, str(error)) from error
+                raise _mismatch(name, pair, ours, theirs, _line(error)) from error
             self.adapters.append(made if made is not None else nn.Identity())
             adapted.append(_shape_after(self.adapters[-1], ours))
         self.loss = loss
@@ -141,6 +149,8 @@ class PairedLoss(nn.Module):
 def _adapter(loss: TapLoss, adapter: str, student: Shape, teacher: Shape) -> nn.Module | None:
     if adapter == "none":
         return None
+    if adapter == "pooled":
+        return pooled_adapter(student, teacher)
     return loss.adapter(student, teacher) if adapter == "auto" else channel_adapter(student, teacher)
 
 
@@ -157,8 +167,17 @@ def _line(error: Exception) -> str:
 def _mismatch(name: str, pair: TapPair, student: Shape, teacher: Shape, reason: str) -> ConfigurationError:
     return ConfigurationError(
         f"{name}: student tap {pair.student!r} {student} does not fit teacher tap {pair.teacher!r} {teacher} "
-        f"({reason}); name taps of one kind, or set adapter: linear"
+        f"({reason}); {_way_out(student, teacher)}"
     )
+
+
+def _way_out(student: Shape, teacher: Shape) -> str:
+    """The adapter that would fit two shapes."""
+    if len(student) == len(teacher):
+        return "set adapter: linear, or name taps of one width" if student[1] != teacher[1] else "name taps of one kind"
+    if len(teacher) == 2:
+        return "set adapter: pooled, which averages the student's map and maps its channels"
+    return "name taps of one kind: vectors, signals or maps on both sides"
 
 
 def read_pairs(pairs: Pairs, owner: str) -> list[TapPair]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from kdlightning.callbacks.knowledge import KnowledgeCallback, Pairs
+from kdlightning.callbacks.knowledge import AdapterName, KnowledgeCallback, Pairs
 from kdlightning.losses.base import RelationLoss
 from kdlightning.schedules import Weight
 
@@ -17,7 +15,7 @@ class RelationKD(KnowledgeCallback[RelationLoss]):
     Args:
         loss: the loss, for example `RKD()` or `SP()`.
         pairs: student tap to teacher tap, or a list of `{student, teacher, weight, layout}`.
-        adapter: "auto" is what the loss prescribes (none, for most), "none", or "linear".
+        adapter: "auto" is what the loss prescribes (none, for most), "none", "linear" or "pooled".
         weight: number or schedule; None leaves it to the module's `weights` (1 by default).
         name: name of the term; the loss's in snake case by default. Two terms need two names.
     """
@@ -26,7 +24,7 @@ class RelationKD(KnowledgeCallback[RelationLoss]):
         self,
         loss: RelationLoss,
         pairs: Pairs,
-        adapter: Literal["auto", "none", "linear"] = "auto",
+        adapter: AdapterName = "auto",
         weight: Weight | None = None,
         name: str | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from kdlightning.data.batch import LoadedBatch
 from kdlightning.data.seeding import (
@@ -124,6 +124,30 @@ class IndexedViews(Dataset):
             seeds = [torch.zeros_like(index)] * self.views
         batches = [self.dataset.load(index, of_view) for of_view in seeds]
         return LoadedBatch(batches[0], index, view, tuple(batches[1:]))
+
+
+def labels_of(dataset: Any) -> Tensor | None:
+    """The class numbers of a data set `(N,)` where it tells them without being read sample by sample, else None.
+
+    Asks for an attribute `labels` or `targets` (as torchvision's data sets have it), and looks through `IndexedViews`,
+    `Subset` and `TensorDataset`.
+    """
+    if isinstance(dataset, IndexedViews):
+        return labels_of(dataset.dataset)
+    if isinstance(dataset, Subset):
+        inner = labels_of(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
+        found: Any = dataset.tensors[1]
+    else:
+        found = getattr(dataset, "labels", getattr(dataset, "targets", None))
+    if found is None or not hasattr(dataset, "__len__"):
+        return None
+    try:
+        labels = torch.as_tensor(found)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return labels.long() if labels.shape == (len(dataset),) and not labels.is_floating_point() else None
 
 
 class IndexedCollate:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from kdlightning.losses.base import (
     DistillationLoss,
     FeatureLoss,
+    LossContext,
     RelationLoss,
     ResponseLoss,
     TapLoss,
     channel_adapter,
     term_name,
 )
-from kdlightning.losses.feature import AT, AttentionTransfer, FitNet, attention_transfer_loss, fitnet_loss
+from kdlightning.losses.feature.attention_transfer import AT, AttentionTransfer, attention_transfer_loss
+from kdlightning.losses.feature.fit_net import FitNet, fitnet_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
 from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
-from kdlightning.losses.relation import RKD, SP, rkd_loss, sp_loss
-from kdlightning.losses.response import DKD, KD, dkd_loss, kd_loss
+from kdlightning.losses.relation.rkd import RKD, rkd_loss
+from kdlightning.losses.relation.sp import SP, sp_loss
+from kdlightning.losses.response.dkd import DKD, dkd_loss
+from kdlightning.losses.response.kd import KD, kd_loss
 from kdlightning.losses.spatial import channels_first, pool_larger
 from kdlightning.losses.token import (
     forward_kl,
@@ -39,6 +43,7 @@ __all__ = [
     "FitNet",
     "ForwardKL",
     "JensenShannon",
+    "LossContext",
     "RelationLoss",
     "ResponseLoss",
     "ReverseKL",

@@ -5,11 +5,35 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LossContext:
+    """What a loss may look at once, before training: networks whose parts it reads, and the training data.
+
+    Attributes:
+        student: the network that learns.
+        teacher: the network that it learns from; None if the teacher is no single network.
+        student_taps: names of the pairs' taps in the student, in the pairs' order.
+        teacher_taps: names of the pairs' taps in the teacher.
+        samples: number of training samples, 0 if unknown. `batch.index` counts from 0 to `samples` - 1.
+        labels: `(samples,)` int64, or None where the data do not tell them without being read.
+        num_classes: number of classes, or None.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    samples: int = 0
+    labels: Tensor | None = None
+    num_classes: int | None = None
 
 
 def term_name(cls: type) -> str:
@@ -32,6 +56,9 @@ class DistillationLoss(nn.Module):
     default_weights: ClassVar[dict[str, float]] = {}
     """Weights of the paper by term name, the task's included; names left out weigh 1."""
 
+    reads_fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `Batch` that the loss needs and a plain loader may lack ("index"); checked before training."""
+
     compares_samples: ClassVar[bool] = False
     """True if the value depends on which samples share a micro-batch."""
 
@@ -48,6 +75,9 @@ class ResponseLoss(DistillationLoss):
     """A loss on what the networks answer. Reads logits, or whole `ModelOutput`s if `reads` is "output"."""
 
     reads: ClassVar[str] = "logits"
+
+    compares: ClassVar[Literal["any", "classes", "labels"]] = "any"
+    """"classes": softmax over classes, one a sample; "labels": a sigmoid for each label. Tasks without are refused."""
 
 
 class TapLoss(DistillationLoss):
@@ -67,6 +97,12 @@ class TapLoss(DistillationLoss):
             convolution (or a linear layer for vectors) from the student's width to the teacher's.
         """
         return channel_adapter(student, teacher)
+
+    def bind(self, context: LossContext) -> None:
+        """Called once, before `adapter` and `build`, for losses that read parts of the networks or the data's size.
+
+        The networks are not the loss's own: keep copies, or references outside the module tree.
+        """
 
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         """Makes the networks that the loss owns, once, from the shapes of all pairs (after their adapters)."""
@@ -92,6 +128,14 @@ def channel_adapter(student: Shape, teacher: Shape) -> nn.Module | None:
         return None
     kind: Any = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}[len(student)]
     return kind(student[1], teacher[1]) if len(student) == 2 else kind(student[1], teacher[1], kernel_size=1)
+
+
+def pooled_adapter(student: Shape, teacher: Shape) -> nn.Module:
+    """Averages the student's map and maps its channels to the width of the teacher's vector."""
+    if len(student) < 3 or len(teacher) != 2:
+        raise ValueError("adapter: pooled takes a student's map to a teacher's vector")
+    pool: Any = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d}[len(student)]
+    return nn.Sequential(pool(1), nn.Flatten(), nn.Linear(student[1], teacher[1]))
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.losses.base import LossContext
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.taps import TapInfo, canonical_shape, channels_first
@@ -43,16 +44,19 @@ class TermSpec:
         name: name of the term.
         pairs: the taps that it reads.
         build: makes the module that computes it, from the shapes of the student's and the teacher's taps (channels
-            first, two samples); called as `module(student, teacher, batch=…, progress=…)` with lists of tensors.
+            first, two samples) and the networks around them; called as
+            `module(student, teacher, batch=…, progress=…)` with lists of tensors.
         weight: its weight; None leaves it to the module's `weights` (1 by default).
         owner: who declared it, for messages.
+        reads_fields: fields of the batch that a plain loader may lack and the term needs.
     """
 
     name: str
     pairs: Sequence[TapPair]
-    build: Callable[[Shapes, Shapes], nn.Module]
+    build: Callable[[Shapes, Shapes, LossContext], nn.Module]
     weight: Weight | None = None
     owner: str = ""
+    reads_fields: frozenset[str] = frozenset()
 
 
 class Adapters(nn.ModuleDict):
@@ -101,8 +105,13 @@ class KnowledgeTerm:
     key: str
     infos: dict[str, list[TapInfo]] = field(default_factory=dict)
 
-    def build(self, adapters: Adapters) -> None:
-        """Makes the networks from the shapes, unless an earlier fit has made them for the same."""
+    def build(self, adapters: Adapters, context: Callable[[str, str], LossContext]) -> None:
+        """Makes the networks from the shapes, unless an earlier fit has made them for the same.
+
+        Args:
+            adapters: where they go.
+            context: what is around a learner and its source, by their names.
+        """
         parts = nn.ModuleDict()
         wanted = []
         for source in self.sources:
@@ -118,7 +127,12 @@ class KnowledgeTerm:
         if self.key in adapters and adapters.made_for.get(self.key) == made_for:
             return
         for source, shapes in wanted:
-            parts[source] = self.spec.build(shapes[0], shapes[1])
+            around = replace(
+                context(self.learner, source),
+                student_taps=tuple(pair.student for pair in self.spec.pairs),
+                teacher_taps=tuple(pair.teacher for pair in self.spec.pairs),
+            )
+            parts[source] = self.spec.build(shapes[0], shapes[1], around)
         adapters[self.key] = parts
         adapters.made_for[self.key] = made_for
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
-from kdlightning.losses.response import DKD, KD
+from kdlightning.losses.response.kd import KD
 from kdlightning.losses.token_terms import ForwardKL, TokenDivergence
 from kdlightning.modules.base import DistillModule
 from kdlightning.schedules import Weight
@@ -20,11 +20,18 @@ def check_response(response: ResponseLoss | None, task: Task) -> None:
     name, kind = type(response).__name__, type(task).__name__
     if isinstance(response, TokenDivergence) and not task.counts_tokens:
         raise ConfigurationError(f"{name} sums over tokens, and {kind} has none: give KD(), or the task CausalLM")
-    if isinstance(response, (KD, DKD)) and task.counts_tokens:
-        raise ConfigurationError(f"{name} compares one answer a sample, and {kind} has many: give ForwardKL()")
-    if isinstance(response, (KD, DKD)) and not task.class_probabilities:
+    if response is None or response.compares == "any":
+        return
+    if response.compares == "labels" and not task.label_probabilities:
         raise ConfigurationError(
-            f"{name} compares probabilities of classes, and {kind} has none: give a response of your own, or "
+            f"{name} compares probabilities of labels, each yes or no, and {kind} has none: give KD()"
+        )
+    if response.compares == "classes" and task.counts_tokens:
+        raise ConfigurationError(f"{name} compares one answer a sample, and {kind} has many: give ForwardKL()")
+    if response.compares == "classes" and not task.class_probabilities:
+        other = "MultiLabelKD()" if task.label_probabilities else "a response of your own"
+        raise ConfigurationError(
+            f"{name} compares probabilities of classes, and {kind} has none: give {other}, or "
             "response=None (null in YAML) with callbacks or distill_terms"
         )
 

@@ -13,7 +13,9 @@ from torch.utils.data import IterableDataset
 
 from kdlightning.data.batch import Batch
 from kdlightning.data.seeding import restored_generators
+from kdlightning.data.views import labels_of
 from kdlightning.errors import ConfigurationError, nearest
+from kdlightning.losses.base import LossContext
 from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
 from kdlightning.modules.weights import merge_weights
 from kdlightning.taps import TapReader
@@ -66,7 +68,7 @@ class PreparationMixin:
             for name in set(self.adapters) - {term.key for term in self._knowledge}:
                 del self.adapters[name]  # of an earlier fit with other callbacks
             for term in self._knowledge:
-                term.build(self.adapters)
+                term.build(self.adapters, self._loss_context)
             self._check_fields()
             self._refuse_stock_average()
 
@@ -79,17 +81,39 @@ class PreparationMixin:
             )
 
     def _check_fields(self: DistillModule) -> None:  # type: ignore[misc]
-        """What a self-teacher reads of a batch must be in the loader's batches."""
-        needed: frozenset[str] = getattr(self.teacher, "reads_fields", frozenset())
-        if not needed:
+        """What a self-teacher or a loss reads of a batch must be in the loader's batches."""
+        readers = {type(part).__name__: part for part in (self.teacher, self.response) if part is not None}
+        needed: dict[str, frozenset[str]] = {
+            owner: getattr(part, "reads_fields", frozenset()) for owner, part in readers.items()
+        }
+        needed |= {spec.owner: spec.reads_fields for spec in self._declared}
+        if not any(needed.values()):
             return
         batch = self.sample_batch()
-        for name in sorted(needed):
-            if getattr(batch, name) is None:
-                raise ConfigurationError(
-                    f"{type(self.teacher).__name__} reads batch.{name}, which this loader does not give: wrap the data "
-                    "set with kdlightning.IndexedViews, or the loader with kdlightning.resumable"
-                )
+        for owner, fields in needed.items():
+            for name in sorted(fields):
+                if getattr(batch, name) is None:
+                    raise ConfigurationError(
+                        f"{owner} reads batch.{name}, which this loader does not give: wrap the data set with "
+                        "kdlightning.IndexedViews, or the loader with kdlightning.resumable"
+                    )
+
+    def _loss_context(self: DistillModule, learner: str, source: str) -> LossContext:  # type: ignore[misc]
+        """What a loss of a term may look at before training."""
+        dataset = self._training_data()
+        teacher = self.networks.get(source) or getattr(self.teacher, "network", None)
+        return LossContext(
+            self.networks[learner],
+            teacher,
+            samples=len(dataset) if hasattr(dataset, "__len__") else 0,
+            labels=labels_of(dataset),
+            num_classes=self.task.num_classes,
+        )
+
+    def _training_data(self: DistillModule) -> Any:  # type: ignore[misc]
+        source: Any = self.trainer.fit_loop._data_source.instance
+        loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
+        return getattr(loader, "dataset", None)
 
     def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
         """Removes hooks and forgets declarations, so that another fit starts clean."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
-from kdlightning.losses.response import kd_loss
+from kdlightning.losses.response.kd import kd_loss
 from kdlightning.models.output import ModelOutput
 from kdlightning.strategies.base import OnlineStrategy
 from kdlightning.tasks import Task

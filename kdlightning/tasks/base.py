@@ -28,6 +28,7 @@ class Task:
         num_classes: number of classes, or None.
         class_probabilities: False if the outputs' softmax over the last dimension means nothing; methods that compare
             probabilities of classes then refuse the task.
+        label_probabilities: True if each output's sigmoid is the probability of a label of its own.
         wants_hidden: True if networks should give `hidden` and `head` rather than full logits.
     """
 
@@ -35,6 +36,7 @@ class Task:
     monitor_mode: ClassVar[str] = "min"
     counts_tokens: ClassVar[bool] = False
     class_probabilities: ClassVar[bool] = True
+    label_probabilities: ClassVar[bool] = False
     wants_hidden: ClassVar[bool] = False
     num_classes: int | None = None
 

@@ -31,6 +31,7 @@ class MultiLabel(Task):
     monitor: ClassVar[str] = "val/f1"
     monitor_mode: ClassVar[str] = "max"
     class_probabilities: ClassVar[bool] = False
+    label_probabilities: ClassVar[bool] = True
 
     def __init__(self, num_labels: int) -> None:
         self.num_labels = num_labels

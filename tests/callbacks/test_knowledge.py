@@ -140,7 +140,7 @@ def test_a_name_that_is_taken_or_no_word_is_refused(name: str, net: Any, images:
         ({"pairs": {}}, "pairs is empty"),
         ({"pairs": [{"student": "a"}]}, "each pair needs student and teacher"),
         ({"pairs": [{"student": "a", "techer": "b"}]}, "a pair has no 'techer'; did you mean teacher"),
-        ({"adapter": "conv"}, "adapter must be auto, none or linear"),
+        ({"adapter": "conv"}, "adapter must be one of auto, none, linear, pooled"),
         ({"loss": "FitNet"}, "loss must be a loss"),
         ({"loss": FitNet}, "loss must be a loss"),
     ],
@@ -267,3 +267,41 @@ def test_state_key_tells_callbacks_apart() -> None:
     keys = {FeatureKD(FitNet(), {"a": tap}).state_key for tap in ("b", "c")}
     keys |= {FeatureKD(AT(), {"a": "b"}).state_key, RelationKD(RKD(), {"a": "b"}).state_key}
     assert len(keys) == 4
+
+
+def test_a_map_meets_a_vector_through_the_pooled_adapter(net: Any, images: Any, trainer: Any) -> None:
+    module = OfflineDistillation(net(4), net(6, 1), task=Classification(5))
+    feature = FeatureKD(FitNet(), {"stages.0": "pre_logits"})
+    with pytest.raises(ConfigurationError, match=r"'stages.0' .* 'pre_logits' .*set adapter: pooled"):
+        trainer(callbacks=[feature]).fit(module, images())
+    module = OfflineDistillation(net(4), net(6, 1), task=Classification(5))
+    runner = trainer(callbacks=[FeatureKD(FitNet(), {"stages.0": "pre_logits"}, adapter="pooled")])
+    runner.fit(module, images())
+    assert float(runner.callback_metrics["train/loss_fit_net"]) > 0
+
+
+def test_a_loss_sees_networks_taps_and_labels_before_training(net: Any, images: Any, trainer: Any) -> None:
+    seen = []
+
+    class Looks(FitNet):
+        def bind(self, context: Any) -> None:
+            seen.append(context)
+
+    student, teacher = net(4), net(6, 1)
+    module = OfflineDistillation(student, teacher, task=Classification(5))
+    loader = images()
+    trainer(callbacks=[FeatureKD(Looks(), {"stages.0": "stages.1"})]).fit(module, loader)
+    (context,) = seen
+    assert context.student is student
+    assert context.teacher is teacher
+    assert (context.student_taps, context.teacher_taps) == (("stages.0",), ("stages.1",))
+    assert (context.samples, context.num_classes) == (len(loader.dataset), 5)
+
+
+def test_a_term_that_needs_sample_numbers_says_so(net: Any, images: Any, trainer: Any) -> None:
+    class Numbered(FitNet):
+        reads_fields = frozenset({"index"})
+
+    module = OfflineDistillation(net(4), net(6, 1), task=Classification(5))
+    with pytest.raises(ConfigurationError, match=r"FeatureKD\(numbered\) reads batch.index"):
+        trainer(callbacks=[FeatureKD(Numbered(), {"stages.0": "stages.0"})]).fit(module, images())

@@ -9,11 +9,11 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from kdlightning.data.batch import LoadedBatch
 from kdlightning.data.sampler import ViewIndex
-from kdlightning.data.views import IndexedViews, indexed_collate
+from kdlightning.data.views import IndexedViews, indexed_collate, labels_of
 from kdlightning.errors import ConfigurationError
 
 
@@ -107,3 +107,12 @@ def test_loaded_batch_moves_as_a_whole() -> None:
     assert moved.index.device.type == moved.view.device.type == "meta"
     assert moved.views[0][1].device.type == "meta"
     assert batch.data["x"].device.type == "cpu"
+
+
+def test_labels_of_a_data_set_without_reading_it() -> None:
+    labels = torch.tensor([2, 0, 1, 2])
+    pairs = TensorDataset(torch.zeros(4, 3), labels)
+    assert torch.equal(labels_of(pairs), labels)
+    assert torch.equal(labels_of(IndexedViews(Subset(pairs, [3, 1]))), torch.tensor([2, 0]))
+    assert labels_of(TensorDataset(torch.zeros(4, 3), torch.rand(4, 2))) is None
+    assert labels_of([(torch.zeros(3), 1)]) is None

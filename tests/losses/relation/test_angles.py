@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlightning.losses import angles
+from kdlightning.losses.relation import angles
 
 
 def plain_angles(points: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from kdlightning.losses.regressor import regressor
+from kdlightning.losses.feature.regressor import regressor
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Losses on relations between the samples of a batch: distances, angles, similarities.
-
-They compare what one micro-batch holds: gradient accumulation and more devices do not enlarge it.
-"""
+"""Relational knowledge distillation: distances and angles between samples."""
 
 from __future__ import annotations
 
@@ -10,9 +7,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlightning.losses.angles import angle_loss
 from kdlightning.losses.base import RelationLoss
 from kdlightning.losses.numerics import full_precision
+from kdlightning.losses.relation.angles import angle_loss
+from kdlightning.losses.relation.samples import flat_samples
 
 
 @full_precision
@@ -37,7 +35,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
     Returns:
         A scalar; float32 or better. Batches of one sample have no relation and give 0.
     """
-    student, teacher = _samples(student, teacher)
+    student, teacher = flat_samples(student, teacher)
     if len(student) < 2:
         return student.sum() * 0.0
     gram_student, gram_teacher = _centred_gram(student), _centred_gram(teacher)
@@ -71,35 +69,6 @@ def _distances(gram: Tensor) -> Tensor:
     return distances * (size * (size - 1)) / distances.sum()
 
 
-@full_precision
-def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Similarity-preserving distillation: ‖Gˢ − Gᵗ‖²_F / B².
-
-    G = F Fᵀ of the flattened features `(B, D)`, each row divided by its L2 norm. Tung & Mori, "Similarity-Preserving
-    Knowledge Distillation", ICCV 2019. RepDistiller and mdistiller agree; torchdistill's `SPKDLoss` divides the rows
-    by their L1 norm.
-
-    Args:
-        student: `(B, …)`; reference code takes the last stage's map before pooling.
-        teacher: `(B, …)`, its width and sizes may differ; no gradient flows into it.
-
-    Returns:
-        A scalar; float32 or better. A batch of one sample gives 0.
-    """
-    student, teacher = _samples(student, teacher)
-    return F.mse_loss(F.normalize(student @ student.T, dim=1), F.normalize(teacher @ teacher.T, dim=1))
-
-
-def _samples(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as `(B, D)`, the teacher's outside the graph."""
-    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
-        raise ValueError(
-            "relations need features (batch, …) of the same samples from both networks: "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-    return student.flatten(1), teacher.detach().flatten(1)
-
-
 class RKD(RelationLoss):
     """Relational knowledge distillation of distances and angles; see `rkd_loss`.
 
@@ -121,16 +90,3 @@ class RKD(RelationLoss):
     def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
         """The loss of one pair of features, a scalar."""
         return rkd_loss(student, teacher, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
-
-
-class SP(RelationLoss):
-    """Similarity-preserving distillation; see `sp_loss`.
-
-    Depends on which samples share a micro-batch. Reference code uses the last map before pooling, weight 3000.
-    """
-
-    spatial = "any"
-
-    def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
-        """The loss of one pair of features, a scalar."""
-        return sp_loss(student, teacher)

@@ -1,0 +1,1 @@
+"""Feature knowledge: maps and vectors inside the networks. One method a file."""

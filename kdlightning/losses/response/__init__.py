@@ -1,0 +1,1 @@
+"""Response knowledge: what the networks answer. One method a file."""
