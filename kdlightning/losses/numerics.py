@@ -17,7 +17,9 @@ LOWEST = -1e30
 
 
 def widened(value: Any) -> Any:
-    """Half-precision tensors as float32; everything else as it is."""
+    """Half-precision tensors as float32, those in lists and tuples too; everything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(widened(item) for item in value)
     if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value
@@ -34,13 +36,23 @@ def full_precision(function: Callable[P, R]) -> Callable[P, R]:
         wide_args = [widened(value) for value in args]
         wide_kwargs = {name: widened(value) for name, value in kwargs.items()}
         values = (*args, *kwargs.values())
-        device = next((value.device.type for value in values if isinstance(value, Tensor)), None)
+        device = _device_type(values)
         if device is None or not torch.is_autocast_enabled(device):
             return function(*wide_args, **wide_kwargs)  # type: ignore[arg-type]
         with torch.autocast(device, enabled=False):
             return function(*wide_args, **wide_kwargs)  # type: ignore[arg-type]
 
     return wrapper
+
+
+def _device_type(values: Any) -> str | None:
+    """Where the first tensor lies, also if it is in a list."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value.device.type
+        if isinstance(value, (list, tuple)) and (found := _device_type(value)) is not None:
+            return found
+    return None
 
 
 def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
