@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,12 +51,14 @@ class Peer:
         file = root / self.path
         if not file.is_file():
             raise FileNotFoundError(f"no {file}: clone github.com/{self.repository} there and check out {self.commit}")
-        name = "_peer_" + "_".join(file.relative_to(folder).with_suffix("").parts).replace("+", "_").replace("-", "_")
+        names = [re.sub(r"\W", "_", part) for part in file.relative_to(folder).with_suffix("").parts]
+        name = ".".join(["_peer", *names])
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         with _beside(file, root, self.stubs):
+            _bare_packages(names[:-1], root)
             spec.loader.exec_module(module)
         return self.make(module)
 
@@ -117,6 +120,17 @@ def _beside(file: Path, root: Path, stubs: tuple[str, ...]) -> Iterator[None]:
                 del sys.modules[name]
 
 
+def _bare_packages(names: list[str], root: Path) -> None:
+    """The folders above a file as packages, so that it may import relatively; their `__init__.py` are not run."""
+    folder, package = root.parent, "_peer"
+    for name in ["", *names]:
+        if name:
+            package = f"{package}.{name}"
+            folder = next(child for child in folder.iterdir() if re.sub(r"\W", "_", child.name) == name)
+        sys.modules[package] = ModuleType(package)
+        sys.modules[package].__path__ = [str(folder)]
+
+
 def _inside(module: Any, root: Path) -> bool:
     return str(getattr(module, "__file__", None) or "").startswith(str(root))
 
@@ -132,7 +146,14 @@ class _Anything(ModuleType):
         return _nothing
 
 
-class _Nothing:
+class _Nameless(type):
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+
+class _Nothing(metaclass=_Nameless):
     def __init__(self, *args: Any, **options: Any) -> None: ...
 
     def __init_subclass__(cls, **options: Any) -> None: ...
