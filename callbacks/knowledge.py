@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
@@ -75,18 +76,22 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
 
     def build(self, student: list[Shape], teacher: list[Shape], context: LossContext) -> nn.Module:
         """The networks of the term, from the taps' shapes and the networks around them."""
-        # One declaration may serve several learners, each with networks of its own.
-        loss = copy.deepcopy(self.loss)
-        loss.bind(context)
-        return PairedLoss(loss, self.pairs, student, teacher, self.adapter, self.name)
+        # One declaration may serve several learners, and a loss of one pair several pairs: each has its own networks.
+        losses = []
+        for part in _parts(self.loss, len(self.pairs)):
+            loss = copy.deepcopy(self.loss)
+            ours, theirs = context.student_taps[part], context.teacher_taps[part]
+            loss.bind(replace(context, student_taps=ours, teacher_taps=theirs))
+            losses.append(loss)
+        return PairedLoss(losses, self.pairs, student, teacher, self.adapter, self.name)
 
 
 class PairedLoss(nn.Module):
-    """Adapters, the spatial rule and the loss of one term."""
+    """Adapters, the spatial rule and the losses of one term: one for each pair, or a joint one for all."""
 
     def __init__(
         self,
-        loss: TapLoss,
+        losses: Sequence[TapLoss],
         pairs: Sequence[TapPair],
         student: list[Shape],
         teacher: list[Shape],
@@ -95,27 +100,29 @@ class PairedLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = [pair.weight for pair in pairs]
+        self.joint, self.spatial = losses[0].joint, losses[0].spatial
+        if self.joint and any(weight != 1 for weight in self.weights):
+            raise ConfigurationError(f"{name} compares its pairs together: none of them can have its own weight")
         self.adapters = nn.ModuleList()
         adapted = []
-        for pair, ours, theirs in zip(pairs, student, teacher, strict=True):
+        for number, (pair, ours, theirs) in enumerate(zip(pairs, student, teacher, strict=True)):
             try:
-                made = _adapter(loss, adapter, ours, theirs)
+                made = _adapter(losses[0 if self.joint else number], adapter, ours, theirs)
             except (ValueError, KeyError, IndexError) as error:
                 raise _mismatch(name, pair, ours, theirs, _line(error)) from error
             self.adapters.append(made if made is not None else nn.Identity())
             adapted.append(_shape_after(self.adapters[-1], ours))
-        self.loss = loss
-        loss.build(adapted, teacher)
+        self.losses = nn.ModuleList(losses)
+        for loss, part in zip(losses, _parts(losses[0], len(pairs)), strict=True):
+            loss.build(adapted[part], teacher[part])
         self._try(pairs, student, teacher, name)
 
     def _try(self, pairs: Sequence[TapPair], student: list[Shape], teacher: list[Shape], name: str) -> None:
         """Runs the term once on zeros of the taps' shapes, so that a mismatch is found before training."""
         trial = copy.deepcopy(self).eval()
-        every = slice(None)
-        parts = [every] if self.loss.joint else [slice(number, number + 1) for number in range(len(pairs))]
-        for part in parts:
-            adapters, trial.adapters = trial.adapters, trial.adapters[part]  # type: ignore[assignment, index]
-            weights, trial.weights = trial.weights, trial.weights[part]
+        adapters, losses, weights = trial.adapters, trial.losses, trial.weights
+        for part in _parts(self, len(pairs)):
+            trial.adapters, trial.losses, trial.weights = adapters[part], losses[part], weights[part]  # type: ignore[assignment]
             zeros = [[torch.zeros(shape) for shape in shapes[part]] for shapes in (student, teacher)]
             try:
                 with torch.no_grad():
@@ -125,25 +132,28 @@ class PairedLoss(nn.Module):
                 raise _mismatch(name, pairs[first], student[first], teacher[first], _line(error)) from error
             except (AttributeError, TypeError):
                 return  # it reads the batch, and there is none yet
-            finally:
-                trial.adapters, trial.weights = adapters, weights
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], *, batch: Any, progress: float) -> Tensor:
         """The term's value."""
         ours, theirs = [], []
         for adapter, mine, other in zip(self.adapters, student, teacher, strict=True):
             mine = adapter(mine)
-            if self.loss.spatial == "pool_larger":
+            if self.spatial == "pool_larger":
                 mine, other = pool_larger(mine, other)
             ours.append(mine)
             theirs.append(other)
-        if self.loss.joint:
-            return self.loss(ours, theirs, batch=batch, progress=progress)
+        if self.joint:
+            return self.losses[0](ours, theirs, batch=batch, progress=progress)
         values = [
-            weight * self.loss(mine, other, batch=batch, progress=progress)
-            for weight, mine, other in zip(self.weights, ours, theirs, strict=True)
+            weight * loss(mine, other, batch=batch, progress=progress)
+            for weight, loss, mine, other in zip(self.weights, self.losses, ours, theirs, strict=True)
         ]
         return sum(values[1:], values[0])
+
+
+def _parts(loss: TapLoss | PairedLoss, pairs: int) -> list[slice]:
+    """Which pairs each of a term's losses gets: all of them if it is joint, else one each."""
+    return [slice(None)] if loss.joint else [slice(number, number + 1) for number in range(pairs)]
 
 
 def _adapter(loss: TapLoss, adapter: str, student: Shape, teacher: Shape) -> nn.Module | None:

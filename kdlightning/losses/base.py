@@ -84,7 +84,7 @@ class TapLoss(DistillationLoss):
     """A loss on tensors from inside the networks, given as channels first: `(B, C)`, `(B, C, L)`, `(B, C, H, W)`."""
 
     joint: ClassVar[bool] = False
-    """False: called once a pair, summed with the pairs' weights. True: called once, with lists in the pairs' order."""
+    """False: each pair has a loss of its own, summed with the pairs' weights. True: one, called with lists of all."""
 
     spatial: ClassVar[str] = "pool_larger"
     """What to do when a pair's spatial sizes differ: "pool_larger" before the loss, or "any" (the loss does it)."""
@@ -101,11 +101,15 @@ class TapLoss(DistillationLoss):
     def bind(self, context: LossContext) -> None:
         """Called once, before `adapter` and `build`, for losses that read parts of the networks or the data's size.
 
+        The context names the taps of the loss's own pair, or of all pairs if it is joint.
         The networks are not the loss's own: keep copies, or references outside the module tree.
         """
 
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
-        """Makes the networks that the loss owns, once, from the shapes of all pairs (after their adapters)."""
+        """Makes the networks that the loss owns, once, from the shapes of its pair (of all pairs if it is joint).
+
+        The shapes are lists, with batch dimension; the student's are those after the adapters.
+        """
 
 
 class FeatureLoss(TapLoss):
