@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from kdlightning.data.loader import ResumableLoader
+from kdlightning.data.mixing import Mixing
 from kdlightning.data.seeding import default_seed
 from kdlightning.data.splits import held_out_count, stratified
-from kdlightning.data.views import BatchLoading, IndexedViews
+from kdlightning.data.views import BatchLoading, IndexedCollate, IndexedViews
 from kdlightning.errors import ConfigurationError
 
 
@@ -59,6 +60,10 @@ class DistillDataModule(L.LightningDataModule):
         views: augmentations of each sample in a training batch; a term that needs more asks for them.
         drop_last: leave an incomplete last training batch out, unless it is the only one.
         train_limit: train on only so many of the samples that are left, in the classes' proportions.
+        mixup: mix each training sample with another one of its batch, inputs and targets: λ·x_i + (1−λ)·x_j with λ of
+            Beta(mixup, mixup). 0 mixes nothing, 1 draws λ evenly. Targets become soft `(B, C)`, which methods that need
+            a class number refuse. Student and teacher see the same mixed inputs.
+        cutmix: the same by pasting a box of x_j; with both, each batch gets one of them. See `kdlightning.data.mixing`.
 
     Raises:
         ConfigurationError: for options out of range; in `setup` for data that are missing or empty.
@@ -76,6 +81,8 @@ class DistillDataModule(L.LightningDataModule):
         views: int = 1,
         drop_last: bool = False,
         train_limit: int | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("views", views)):
@@ -85,6 +92,9 @@ class DistillDataModule(L.LightningDataModule):
             raise ConfigurationError(f"num_workers must not be negative, got {num_workers}")
         if train_limit is not None and train_limit < 1:
             raise ConfigurationError(f"train_limit must be at least 1, got {train_limit}")
+        for name, strength in (("mixup", mixup), ("cutmix", cutmix)):
+            if not strength >= 0:
+                raise ConfigurationError(f"{name} must be 0 (none) or positive, got {strength}")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.val_split = val_split
@@ -95,6 +105,8 @@ class DistillDataModule(L.LightningDataModule):
         self.views = views
         self.drop_last = drop_last
         self.train_limit = train_limit
+        self.mixup = mixup
+        self.cutmix = cutmix
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         self._sources: Sources | None = None
         self._parts: dict[str, Any] = {}
@@ -197,17 +209,24 @@ class DistillDataModule(L.LightningDataModule):
         size = self.batch_size if training else self.eval_batch_size or self.batch_size
         if not self.num_workers:  # a decision here, not an oversight
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+        views = IndexedViews(data, seed, self.views if training else 1, collated=self.collate_fn is None)
         return ResumableLoader(
-            IndexedViews(data, seed, self.views if training else 1, collated=True),
+            views,
             batch_size=size,
             shuffle=training,
             seed=seed,
-            collate_fn=self.collate_fn,
+            collate_fn=self._mixes(views, seed) if training and (self.mixup or self.cutmix) else self.collate_fn,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             drop_last=training and self.drop_last and len(data) >= size,
         )
+
+    def _mixes(self, views: IndexedViews, seed: int) -> IndexedCollate:
+        """The collate function that mixes, tried on one sample: a worker's sentence would come late, and long."""
+        collate = IndexedCollate(self.collate_fn, seed, Mixing(self.mixup, self.cutmix, self.num_classes, seed))
+        collate(views.__getitems__([0]))
+        return collate
 
 
 def select(data: Any, rows: Tensor) -> Any:

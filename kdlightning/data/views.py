@@ -157,15 +157,24 @@ class IndexedCollate:
         inner: collates the samples of the wrapped data set; torch's default by default. The global generators are
             seeded for each batch while it runs, so that a random collate function (masking, mixing) replays as well.
         seed: the run's seed by default.
+        mixing: mixes the finished batch; see `kdlightning.data.mixing.Mixing`.
     """
 
-    def __init__(self, inner: Callable[[list[Any]], Any] | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        inner: Callable[[list[Any]], Any] | None = None,
+        seed: int | None = None,
+        mixing: Callable[[LoadedBatch], LoadedBatch] | None = None,
+    ) -> None:
         self.inner = default_collate if inner is None else inner
         self.seed = default_seed() if seed is None else seed
+        self.mixing = mixing
 
     def __call__(self, items: list[IndexedItem] | LoadedBatch) -> LoadedBatch:
-        if isinstance(items, LoadedBatch):
-            return items
+        batch = items if isinstance(items, LoadedBatch) else self._collated(items)
+        return batch if self.mixing is None else self.mixing(batch)
+
+    def _collated(self, items: list[IndexedItem]) -> LoadedBatch:
         further = len(items[0].views)
         if self.inner is default_collate:
             data = self.inner([item.data for item in items])
