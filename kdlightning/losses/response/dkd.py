@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from kdlightning.losses.base import ResponseLoss, check_logits
-from kdlightning.losses.numerics import check_positive, full_precision, log_probabilities
+from kdlightning.losses.numerics import check_positive, full_precision
 from kdlightning.losses.response.kd import standardized
 from kdlightning.losses.response.labels import check_hard_labels
+from kdlightning.losses.response.softened import softened_kl
 
 
 @full_precision
@@ -55,18 +56,17 @@ def dkd_loss(
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
-    log_student, rest_student = _target_and_rest(student / temperature, target[:, None])
-    log_teacher, rest_teacher = _target_and_rest(teacher / temperature, target[:, None])
-    target_part = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
-    rest_part = (rest_teacher.exp() * (rest_teacher - rest_student)).sum(-1)
-    return (alpha * target_part + beta * rest_part).mean() * temperature**2
+    pair_student, rest_student = _target_and_rest(student / temperature, target[:, None])
+    pair_teacher, rest_teacher = _target_and_rest(teacher / temperature, target[:, None])
+    target_part = softened_kl(pair_student, pair_teacher, 1.0)
+    rest_part = softened_kl(rest_student, rest_teacher, 1.0)
+    return (alpha * target_part + beta * rest_part) * temperature**2
 
 
 def _target_and_rest(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """log (p_y, 1 − p_y) as `(B, 2)`, and log-probabilities among the other classes `(B, C)`, -1e30 at the label."""
+    """Logits `(B, 2)` of the label against all others together, and `(B, C)` of the others, -inf at the label."""
     others = logits.scatter(1, target, float("-inf"))
-    pair = torch.cat([logits.gather(1, target), others.logsumexp(-1, keepdim=True)], -1)
-    return log_probabilities(pair), log_probabilities(others)
+    return torch.cat([logits.gather(1, target), others.logsumexp(-1, keepdim=True)], -1), others
 
 
 class DKD(ResponseLoss):

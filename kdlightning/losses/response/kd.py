@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from kdlightning.losses.base import ResponseLoss, check_logits
-from kdlightning.losses.numerics import check_positive, full_precision, log_probabilities
+from kdlightning.losses.numerics import check_positive, full_precision
+from kdlightning.losses.response.softened import softened_kl
 
 
 def standardized(logits: Tensor) -> Tensor:
@@ -46,8 +47,7 @@ def kd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0, stand
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardized(student), standardized(teacher)
-    log_p, log_q = log_probabilities(teacher, temperature), log_probabilities(student, temperature)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).mean() * temperature**2
+    return softened_kl(student, teacher, temperature)
 
 
 class KD(ResponseLoss):
