@@ -17,3 +17,14 @@ def check_hard_labels(method: str, logits: Tensor, target: Any) -> None:
         )
     if len(target) != len(logits):
         raise ValueError(f"{method} got {len(target)} labels for {len(logits)} samples")
+
+
+def check_hard_or_soft_labels(method: str, logits: Tensor, target: Any) -> None:
+    """Raises ValueError unless the target is one class number a sample, or one probability a class and sample."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        if target.shape != logits.shape:
+            raise ValueError(
+                f"{method} got soft targets {tuple(target.shape)} for logits {tuple(logits.shape)}: they must agree"
+            )
+        return
+    check_hard_labels(method, logits, target)
