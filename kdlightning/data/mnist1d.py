@@ -9,14 +9,20 @@ import torch
 from kdlightning.data.arrays import ArrayData
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import existing, read_arrays
+from kdlightning.data.signals import make_signals
 from kdlightning.errors import ConfigurationError
 
 
 class MNIST1D(DistillDataModule):
-    """One-dimensional signals in an `.npz` file; of MNIST-1D (github.com/greydanus/mnist1d) or shaped like it.
+    """One-dimensional signals of ten classes: a file of MNIST-1D (github.com/greydanus/mnist1d), or made on the spot.
+
+    Without a file, 4,000 training and 1,000 test signals are made from scikit-learn's digits (see
+    `kdlightning.data.signals.make_signals`), always the same ones. They are not those of the file: say which of the two
+    a number comes from.
 
     Args:
-        path: the file, with `x_train` `(N, L)` or `(N, C, L)`, `y_train` `(N,)`, `x_test` and `y_test`.
+        path: an `.npz` file with `x_train` `(N, L)` or `(N, C, L)`, `y_train` `(N,)`, `x_test` and `y_test`; None makes
+            signals.
         **options: those of `DistillDataModule`.
     """
 
@@ -35,7 +41,10 @@ class MNIST1D(DistillDataModule):
         return tuple(self.sources.train.inputs.shape[1:])
 
     def load(self) -> Sources:
-        """Reads the file."""
+        """Reads the file, or makes the signals."""
+        if self.path is None:
+            train, test = (ArrayData(*make_signals(count, seed)) for count, seed in ((4000, 0), (1000, 1)))
+            return Sources(train, test, labels=train.labels)
         path = existing(self.path, type(self).__name__, "an .npz file with x_train, y_train, x_test, y_test")
         arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
         parts = []

@@ -1,0 +1,101 @@
+"""Every shipped method over several seeds, beside the same student on labels alone with the same budget.
+
+    python benchmarks/accuracy.py --data FOLDER           # all groups; finished runs are skipped
+    python benchmarks/accuracy.py --groups mnist1d        # without a folder on signals that are made on the spot
+    python benchmarks/accuracy.py --measure               # time of an epoch and memory, on an idle machine
+    python benchmarks/accuracy.py --table                 # only the tables and pictures, from the finished runs
+
+Each run is `kdlightning fit -c NAME --seed_everything=N --then test`: the shipped configuration as it stands (those of
+the group `cifar10_small` with another pair of networks and the weights of the CRD benchmark). A run that is finished
+leaves one record in `results/accuracy/`. All students of a group learn from the teachers of seed 0; a student's seed
+settles its weights, order of samples and augmentation. Reported is the test metric of the last checkpoint, with
+differences to labels alone paired by seed. Nothing is chosen on test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from accuracy_groups import Group, groups
+from accuracy_tables import draw, place, tables
+from accuracy_workers import Job, run_jobs
+from paired import record, write
+
+HERE = Path(__file__).parent
+
+
+def jobs_of(group: Group, options: argparse.Namespace) -> tuple[list[Job], list[Job]]:
+    """What is still to do: runs that others begin from, then the rest."""
+    first, rest = [], []
+    wanted = [(name, 0) for name in group.first]
+    wanted += [(name, seed) for seed in range(group.seeds) for name in (group.baseline, *group.methods)]
+    for name, seed in dict.fromkeys(wanted):
+        read = name in group.first and seed == 0
+        kept = options.work / "runs" / group.run_name(name) / f"seed{seed}"
+        if place(group, name, seed).is_file() and not (read and not any(kept.glob("*/checkpoints/last.ckpt"))):
+            continue
+        words = ["fit", "-c", str(group.config(name, options.work)), f"--seed_everything={seed}", "--then", "test"]
+        words += ["--trainer.accelerator=cpu"]
+        words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
+        (first if read else rest).append(Job(f"{group.name} {name} seed {seed}", words, kept, place(group, name, seed)))
+    return first, rest
+
+
+def keep(job: Job, used: dict[str, float]) -> None:
+    """Writes a finished run's record."""
+    newest = max(job.runs.glob("version_*/result.json"), key=lambda path: path.stat().st_mtime)
+    write(job.record, {**record(json.loads(newest.read_text())), **used})
+
+
+def measure(chosen: Sequence[Group], options: argparse.Namespace) -> None:
+    """Time of an epoch and peak memory of each configuration, from short runs one after the other."""
+    for group in chosen:
+        for name in (group.baseline, *group.methods):
+            out = HERE / "results" / "accuracy_times" / f"{group.name}.{name.replace('/', '.')}.json"
+            if out.is_file():
+                continue
+            words = ["fit", "-c", str(group.config(name, options.work)), "--seed_everything=0"]
+            words += ["--trainer.accelerator=cpu", f"--trainer.max_epochs={options.epochs}"]
+            words += ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
+            words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
+            job = Job(f"{group.name} {name} time", words, options.work / "times" / group.name / name, out)
+            run_jobs([job], 1, options, lambda job, used: write(job.record, used))
+
+
+def main(arguments: Sequence[str] | None = None) -> str:
+    found = groups()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    folder = os.environ.get("KDLIGHTNING_DATA")
+    parser.add_argument("--groups", nargs="+", choices=list(found), default=list(found), help="all by default")
+    parser.add_argument("--data", type=Path, default=folder and Path(folder), help="folder of the data sets")
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/accuracy"), help="where runs go")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of a run that is measured")
+    parser.add_argument("--measure", action="store_true", help="measure time and memory instead of accuracy")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    options = parser.parse_args(arguments)
+    chosen = [found[name] for name in options.groups]
+    if not options.table:
+        if options.data is None and any(group.file and not group.made for group in chosen):
+            parser.error("--data FOLDER (or KDLIGHTNING_DATA) must name the data sets; --groups mnist1d needs none")
+        options.work = options.work.resolve()
+        options.data = options.data and options.data.resolve()
+        if options.measure:
+            measure(chosen, options)
+        else:
+            parts = [jobs_of(group, options) for group in chosen]
+            for jobs in ([job for first, _ in parts for job in first], [job for _, rest in parts for job in rest]):
+                run_jobs(jobs, options.jobs, options, keep)
+    text = tables(found.values())
+    print(text)
+    draw(found.values(), HERE / "results")
+    return text
+
+
+if __name__ == "__main__":
+    main()
