@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -72,7 +73,10 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         if declare is None:
             raise ConfigurationError(f"{type(self).__name__} needs a DistillModule, not {type(pl_module).__name__}")
         owner = f"{type(self).__name__}({self.name})"
-        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner, self.loss.reads_fields))
+        defaults = dict(self.loss.default_weights)
+        # The paper's weight belongs to the term under whatever name the user gives it.
+        defaults[self.name] = defaults.pop(term_name(type(self.loss)), 1.0)
+        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner, self.loss.reads_fields, defaults))
 
     def build(self, student: list[Shape], teacher: list[Shape], context: LossContext) -> nn.Module:
         """The networks of the term, from the taps' shapes and the networks around them."""
@@ -81,7 +85,8 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         for part in _parts(self.loss, len(self.pairs)):
             loss = copy.deepcopy(self.loss)
             ours, theirs = context.student_taps[part], context.teacher_taps[part]
-            loss.bind(replace(context, student_taps=ours, teacher_taps=theirs))
+            with _told_by(self.name):
+                loss.bind(replace(context, student_taps=ours, teacher_taps=theirs))
             losses.append(loss)
         return PairedLoss(losses, self.pairs, student, teacher, self.adapter, self.name)
 
@@ -103,6 +108,10 @@ class PairedLoss(nn.Module):
         self.joint, self.spatial = losses[0].joint, losses[0].spatial
         if self.joint and any(weight != 1 for weight in self.weights):
             raise ConfigurationError(f"{name} compares its pairs together: none of them can have its own weight")
+        if losses[0].deployed and adapter not in ("auto", "none"):
+            raise ConfigurationError(
+                f"{name} makes the student ready for use, and an adapter would not ship with it: leave adapter out"
+            )
         self.adapters = nn.ModuleList()
         adapted = []
         for number, (pair, ours, theirs) in enumerate(zip(pairs, student, teacher, strict=True)):
@@ -114,7 +123,8 @@ class PairedLoss(nn.Module):
             adapted.append(_shape_after(self.adapters[-1], ours))
         self.losses = nn.ModuleList(losses)
         for loss, part in zip(losses, _parts(losses[0], len(pairs)), strict=True):
-            loss.build(adapted[part], teacher[part])
+            with _told_by(name):
+                loss.build(adapted[part], teacher[part])
         self._try(pairs, student, teacher, name)
 
     def _try(self, pairs: Sequence[TapPair], student: list[Shape], teacher: list[Shape], name: str) -> None:
@@ -168,6 +178,15 @@ def _shape_after(adapter: nn.Module, shape: Shape) -> Shape:
     """What an adapter makes of a shape; its statistics stay as they are."""
     with torch.no_grad():
         return tuple(copy.deepcopy(adapter).eval()(torch.zeros(shape)).shape)
+
+
+@contextmanager
+def _told_by(name: str) -> Iterator[None]:
+    """What a loss finds wrong with the networks becomes a sentence that names its term."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(f"{name}: {_line(error)}") from error
 
 
 def _line(error: Exception) -> str:

@@ -25,6 +25,7 @@ class LossContext:
         samples: number of training samples, 0 if unknown. `batch.index` counts from 0 to `samples` - 1.
         labels: `(samples,)` int64, or None where the data do not tell them without being read.
         num_classes: number of classes, or None.
+        label_map: for each class of the student, the number of the teacher's class; None if they are the same.
     """
 
     student: nn.Module
@@ -34,6 +35,7 @@ class LossContext:
     samples: int = 0
     labels: Tensor | None = None
     num_classes: int | None = None
+    label_map: tuple[int, ...] | None = None
 
 
 def term_name(cls: type) -> str:
@@ -88,6 +90,9 @@ class TapLoss(DistillationLoss):
 
     spatial: ClassVar[str] = "pool_larger"
     """What to do when a pair's spatial sizes differ: "pool_larger" before the loss, or "any" (the loss does it)."""
+
+    deployed: ClassVar[bool] = False
+    """True: `bind` puts parts of the teacher into the student, which ships them; then no adapter stands between."""
 
     def adapter(self, student: Shape, teacher: Shape) -> nn.Module | None:
         """The adapter that the method prescribes for this pair of shapes (with batch dimension).

@@ -49,6 +49,7 @@ class TermSpec:
         weight: its weight; None leaves it to the module's `weights` (1 by default).
         owner: who declared it, for messages.
         reads_fields: fields of the batch that a plain loader may lack and the term needs.
+        defaults: weights of the paper by term name, its own and the task's; those of the mode go before.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TermSpec:
     weight: Weight | None = None
     owner: str = ""
     reads_fields: frozenset[str] = frozenset()
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
 
 class Adapters(nn.ModuleDict):

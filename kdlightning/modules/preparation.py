@@ -108,6 +108,7 @@ class PreparationMixin:
             samples=len(dataset) if hasattr(dataset, "__len__") else 0,
             labels=labels_of(dataset),
             num_classes=self.task.num_classes,
+            label_map=_label_map(self.teacher) if source == "teacher" else None,
         )
 
     def _training_data(self: DistillModule) -> Any:  # type: ignore[misc]
@@ -126,7 +127,10 @@ class PreparationMixin:
 
     def all_weights(self: DistillModule) -> dict[str, Any]:  # type: ignore[misc]
         """Weights of all terms known now."""
-        known: dict[str, float] = {"task": 1.0, **self.term_defaults()}
+        known: dict[str, float] = {"task": 1.0}
+        for spec in self._declared:
+            known["task"] = spec.defaults.get("task", known["task"])
+        known |= self.term_defaults()
         # A peer's part of a callback's term weighs what the term does, unless it is named by itself.
         peers = {term.key: term.spec for term in self._knowledge if term.key != term.spec.name}
         given = {name: weight for name, weight in self._given_weights.items() if name not in peers}
@@ -262,3 +266,8 @@ class PreparationMixin:
                 raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
         device = next((parameter.device for parameter in self.student.parameters()), self.device)
         return self.task.batch(move_data_to_device(raw, device))
+
+
+def _label_map(teacher: Any) -> tuple[int, ...] | None:
+    found = getattr(teacher, "label_map", None)
+    return None if found is None else tuple(found)

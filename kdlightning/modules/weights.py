@@ -30,7 +30,7 @@ def merge_weights(
     weights: dict[str, Weight] = dict(defaults)
     owners = {}
     for spec in specs:
-        weights[spec.name] = 1.0 if spec.weight is None else spec.weight
+        weights[spec.name] = spec.defaults.get(spec.name, 1.0) if spec.weight is None else spec.weight
         if spec.weight is not None:
             owners[spec.name] = spec.owner
     for name, weight in given.items():

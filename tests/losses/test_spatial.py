@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from kdlightning.losses import channels_first, pool_larger
+from kdlightning.losses.spatial import pool_to
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,14 @@ def test_tokens_become_maps() -> None:
 def test_maps_and_vectors_do_not_mix() -> None:
     with pytest.raises(ValueError, match="as many dimensions"):
         pool_larger(torch.zeros(2, 3), torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("own", "size"),
+    [((8, 8), (4, 4)), ((7, 8), (4, 4)), ((6, 9), (2, 3)), ((2, 2), (4, 4)), ((9,), (3,)), ((9,), (4,))],
+)
+def test_any_size_is_pooled_as_adaptive_pooling_does(own: tuple[int, ...], size: tuple[int, ...]) -> None:
+    tensor = torch.randn(2, 3, *own, dtype=torch.float64)
+    adaptive = F.adaptive_avg_pool2d if len(own) == 2 else F.adaptive_avg_pool1d
+    torch.testing.assert_close(pool_to(tensor, size), adaptive(tensor, size), rtol=1e-13, atol=1e-14)
+    assert pool_to(tensor, own) is tensor
