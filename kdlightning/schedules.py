@@ -68,6 +68,37 @@ class SigmoidRampUp(_Ramp):
         return math.exp(-5 * (1 - share) ** 2)
 
 
+@dataclass
+class StepSchedule(Schedule):
+    """`before` until the moment `at`, `after` from then on.
+
+    Two of them make two stages of one run: with `StepSchedule(0, 1, at=0.125)` for one term and
+    `StepSchedule(1, 0, at=0.125)` for another, the other alone is trained in the first eighth.
+
+    Args:
+        before: the weight in the beginning.
+        after: the weight from `at` on.
+        at: the moment, as a share of the run's optimizer steps (0 to 1) or in epochs.
+        unit: whether `at` counts "progress" or "epochs".
+    """
+
+    before: float
+    after: float
+    at: float
+    unit: Unit = "progress"
+
+    def __post_init__(self) -> None:
+        if self.at < 0 or (self.unit == "progress" and self.at > 1):
+            raise ConfigurationError(
+                f"StepSchedule: at={self.at} lies outside the run: give a share of it, from 0 to 1, or a number of "
+                "epochs with unit: epochs"
+            )
+
+    def __call__(self, progress: float, epoch: float) -> float:
+        moment = progress if self.unit == "progress" else epoch
+        return self.before if moment < self.at else self.after
+
+
 Weight = float | Schedule
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdlightning import ConfigurationError, CosineSchedule, LinearSchedule, SigmoidRampUp
+from kdlightning import ConfigurationError, CosineSchedule, LinearSchedule, SigmoidRampUp, StepSchedule
 from kdlightning.schedules import Schedule, weight_at
 
 SHAPES = {
@@ -39,6 +39,21 @@ def test_ramps_are_constant_outside(kind: type) -> None:
 def test_dkds_warm_up_counts_epochs() -> None:
     warm_up = LinearSchedule(0, 1, until=20, unit="epochs")
     assert [weight_at(warm_up, 0.9, epoch) for epoch in (0, 5, 20, 240)] == [0.0, 0.25, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("unit", ["progress", "epochs"])
+def test_a_step_changes_at_its_moment(unit: str) -> None:
+    at = 0.125 if unit == "progress" else 30
+    step = StepSchedule(0.0, 2.0, at, unit)  # type: ignore[arg-type]
+    moments = [(29 / 240, 29.0), (30 / 240, 30.0), (1.0, 240.0)]
+    assert [weight_at(step, *moment) for moment in moments] == [0.0, 2.0, 2.0]
+    assert weight_at(StepSchedule(1, 5, 0.0, unit), 0.0, 0.0) == 5  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("at", "unit"), [(30, "progress"), (-0.1, "progress"), (-1, "epochs")])
+def test_a_step_outside_the_run_is_refused(at: float, unit: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"at={at} lies outside the run.*unit: epochs"):
+        StepSchedule(0, 1, at, unit)  # type: ignore[arg-type]
 
 
 def test_numbers_are_themselves() -> None:
