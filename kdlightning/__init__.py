@@ -25,7 +25,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "SelfDistillation",
         "load_student",
     ),
-    "kdlightning.tasks": ("CausalLM", "Classification", "MultiLabel", "Regression", "Task"),
+    "kdlightning.tasks": ("CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task"),
     "kdlightning.teachers": ("FrozenTeacher", "MeanTeacher", "PSKD", "SelfTeacher", "Teacher"),
     "kdlightning.strategies": ("DML", "OnlineStrategy"),
     "kdlightning.losses": (
@@ -50,6 +50,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "RelationLoss",
         "ResponseLoss",
         "ReverseKL",
+        "ReviewKD",
         "SP",
         "VID",
         "WSLD",
@@ -65,6 +66,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "kdlightning.data": (
         "CIFAR10",
         "CIFAR100",
+        "DigitScenes",
         "Digits",
         "DistillDataModule",
         "ImageFolder",
@@ -87,6 +89,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Head",
         "ModelOutput",
         "ResNet1d",
+        "SegmentationNet",
         "cifar_model",
         "timm_model",
         "transformers_model",

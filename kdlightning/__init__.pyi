@@ -14,6 +14,7 @@ from kdlightning.data import CIFAR100 as CIFAR100
 from kdlightning.data import MNIST as MNIST
 from kdlightning.data import MNIST1D as MNIST1D
 from kdlightning.data import Digits as Digits
+from kdlightning.data import DigitScenes as DigitScenes
 from kdlightning.data import DistillDataModule as DistillDataModule
 from kdlightning.data import ImageFolder as ImageFolder
 from kdlightning.data import IndexedViews as IndexedViews
@@ -53,6 +54,7 @@ from kdlightning.losses import PearsonKD as PearsonKD
 from kdlightning.losses import RelationLoss as RelationLoss
 from kdlightning.losses import ResponseLoss as ResponseLoss
 from kdlightning.losses import ReverseKL as ReverseKL
+from kdlightning.losses import ReviewKD as ReviewKD
 from kdlightning.models import CifarMobileNetV2 as CifarMobileNetV2
 from kdlightning.models import CifarResNet as CifarResNet
 from kdlightning.models import CifarShuffleNetV1 as CifarShuffleNetV1
@@ -63,6 +65,7 @@ from kdlightning.models import ConvNet as ConvNet
 from kdlightning.models import Head as Head
 from kdlightning.models import ModelOutput as ModelOutput
 from kdlightning.models import ResNet1d as ResNet1d
+from kdlightning.models import SegmentationNet as SegmentationNet
 from kdlightning.models import cifar_model as cifar_model
 from kdlightning.models import timm_model as timm_model
 from kdlightning.models import transformers_model as transformers_model
@@ -86,6 +89,7 @@ from kdlightning.tasks import CausalLM as CausalLM
 from kdlightning.tasks import Classification as Classification
 from kdlightning.tasks import MultiLabel as MultiLabel
 from kdlightning.tasks import Regression as Regression
+from kdlightning.tasks import Segmentation as Segmentation
 from kdlightning.tasks import Task as Task
 from kdlightning.teachers import PSKD as PSKD
 from kdlightning.teachers import FrozenTeacher as FrozenTeacher

@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kdlightning.losses.base import FeatureLoss, Shape
+from kdlightning.losses.feature.maps import common_maps
 from kdlightning.losses.numerics import check_positive, full_precision
-from kdlightning.losses.spatial import Layout, channels_first, pool_larger
+from kdlightning.losses.spatial import Layout
 
 
 @full_precision
@@ -37,18 +38,7 @@ def attention_transfer_loss(
         depends on the map's size.
     """
     check_positive("power", power)
-    if student.ndim < 3 or student.ndim != teacher.ndim or len(student) != len(teacher):
-        raise ValueError(
-            "attention transfer needs two maps (batch, channels, positions…) of the same samples: "
-            f"{tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
-    if layout == "channels_last" and student.shape[1:-1] != teacher.shape[1:-1]:
-        raise ValueError(
-            f"{student.shape[1]} and {teacher.shape[1]} tokens have no common grid: "
-            "use taps that give maps (batch, channels, height, width)"
-        )
-    student, teacher = channels_first(student, layout), channels_first(teacher, layout)
-    student, teacher = pool_larger(student, teacher.detach())
+    student, teacher = common_maps("attention transfer", student, teacher, layout)
     return F.mse_loss(_attention(student, power), _attention(teacher, power))
 
 

@@ -1,4 +1,4 @@
-"""The regressor of FitNets: it maps a student's features onto a teacher's widths and sizes."""
+"""The regressor of FitNets, the connector of AB: a student's features in a teacher's widths and sizes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Regressor(nn.Sequential):
         for position, layer in enumerate(self):
             if position == 1 and self.training and input.numel() == input.shape[1]:
                 raise ValueError(
-                    "FitNet's regressor normalises over the batch and cannot train on a single sample of "
+                    "the regressor normalises over the batch and cannot train on a single sample of "
                     f"shape {tuple(input.shape[1:])}: use drop_last=True or a larger batch"
                 )
             input = layer(input)
@@ -59,7 +59,9 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> Regressor
         ValueError: the numbers of dimensions differ or are not 2, 3 or 4.
     """
     if len(student) != len(teacher) or len(student) not in _NORMS:
-        raise ValueError(f"FitNet needs two vectors or two maps, not shapes {tuple(student)} and {tuple(teacher)}")
+        raise ValueError(
+            f"the regressor needs two vectors or two maps, not shapes {tuple(student)} and {tuple(teacher)}"
+        )
     layer: nn.Module
     pooled = None
     if len(student) == 2:
