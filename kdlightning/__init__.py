@@ -31,6 +31,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "kdlightning.losses": (
         "AT",
         "AttentionTransfer",
+        "CTKD",
         "CWD",
         "DIST",
         "DKD",
@@ -42,6 +43,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "KD",
         "KDSVD",
         "MGD",
+        "MLKD",
         "MultiLabelKD",
         "NKD",
         "NST",

@@ -31,12 +31,14 @@ from kdlightning.generation.sampler import StudentSampler as StudentSampler
 from kdlightning.generation.store import CompletionStore as CompletionStore
 from kdlightning.generation.transformers import TransformersGenerator as TransformersGenerator
 from kdlightning.losses import AT as AT
+from kdlightning.losses import CTKD as CTKD
 from kdlightning.losses import CWD as CWD
 from kdlightning.losses import DIST as DIST
 from kdlightning.losses import DKD as DKD
 from kdlightning.losses import KD as KD
 from kdlightning.losses import KDSVD as KDSVD
 from kdlightning.losses import MGD as MGD
+from kdlightning.losses import MLKD as MLKD
 from kdlightning.losses import NKD as NKD
 from kdlightning.losses import NST as NST
 from kdlightning.losses import RKD as RKD

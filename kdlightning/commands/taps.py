@@ -69,7 +69,11 @@ def _shape(text: str | None) -> tuple[int, ...] | None:
 
 
 def _named(name: str, shape: tuple[int, ...] | None) -> nn.Module:
-    from kdlightning.models import timm_model, transformers_model
+    from kdlightning.models import cifar_model, timm_model, transformers_model
+
+    family, _, member = name.partition("/")
+    if family == "cifar":
+        return cifar_model(member, in_channels=3 if shape is None else shape[0])
 
     if (Path(name) / "config.json").is_file():
         settings = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))

@@ -1,11 +1,39 @@
-"""Networks: factories for timm and transformers, small networks of our own, and what a forward pass returns.
+"""Networks: factories for timm, transformers and CIFAR networks, small ones of our own, what a forward pass returns.
 
 Every factory is a function that a configuration can name as `class_path`.
 """
 
+from kdlightning.models.cifar import (
+    CifarMobileNetV2,
+    CifarResNet,
+    CifarShuffleNetV1,
+    CifarShuffleNetV2,
+    CifarVGG,
+    CifarWideResNet,
+    cifar_model,
+)
 from kdlightning.models.convnet import ConvNet
 from kdlightning.models.factories import timm_model, transformers_model
 from kdlightning.models.output import Head, ModelOutput
+from kdlightning.models.resnet1d import ResNet1d
+from kdlightning.models.segmentation_net import SegmentationNet
 from kdlightning.models.weights import load_weights, read_weights
 
-__all__ = ["ConvNet", "Head", "ModelOutput", "load_weights", "read_weights", "timm_model", "transformers_model"]
+__all__ = [
+    "CifarMobileNetV2",
+    "CifarResNet",
+    "CifarShuffleNetV1",
+    "CifarShuffleNetV2",
+    "CifarVGG",
+    "CifarWideResNet",
+    "ConvNet",
+    "Head",
+    "ModelOutput",
+    "ResNet1d",
+    "SegmentationNet",
+    "cifar_model",
+    "load_weights",
+    "read_weights",
+    "timm_model",
+    "transformers_model",
+]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdlightning.taps.names import Layout, TapError, TapInfo
 
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.ConvTranspose1d)
+_CHANNELS_LAST = (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase, nn.Embedding)
 
 
 def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | None, source: str | None) -> TapInfo:
@@ -23,7 +24,7 @@ def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | No
         formats = (str(getattr(owner, "output_fmt", "")) for owner in (model, module))
         last = source is None and any(form.endswith("NHWC") for form in formats)
         return TapInfo(name, shape, "channels_last" if last else "channels_first", kind=kind)
-    if module is not None and any(isinstance(part, _CHANNELS_FIRST) for part in module.modules()):
+    if module is not None and (_convolves(module) or (_convolves(model) and not _reads_tokens(model))):
         return TapInfo(name, shape, "channels_first", kind=kind)
     if not _has_tokens(model, shape[2]):
         return TapInfo(name, shape, None, kind=kind)
@@ -32,6 +33,15 @@ def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | No
     if prefix and (shape[1] == patches or (patches is None and math.isqrt(shape[1]) ** 2 == shape[1])):
         prefix = 0  # before the class token joins
     return TapInfo(name, shape, "channels_last", prefix, _grid(model, shape[1] - prefix), kind)
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(part, _CHANNELS_FIRST) for part in module.modules())
+
+
+def _reads_tokens(model: nn.Module) -> bool:
+    """Whether anything inside wants its channels last; then an activation between may have either layout."""
+    return any(isinstance(part, _CHANNELS_LAST) for part in model.modules())
 
 
 def _has_tokens(model: nn.Module, width: int) -> bool:

@@ -95,6 +95,42 @@ def test_safetensors_load_into_a_network_of_the_same_class(command, config) -> N
     assert command("export", RUN).code == 0
 
 
+@pytest.mark.parametrize("name", ["resnet8", "wrn_16_1", "mobilenetv2", "shufflenetv1"])
+def test_safetensors_of_a_cifar_network(command, tmp_path: Path, name: str) -> None:
+    from safetensors.torch import load_model
+
+    from kdlightning import cifar_model
+
+    spec = {"class_path": "kdlightning.cifar_model", "init_args": {"name": name, "num_classes": 10}}
+    checkpoint = checkpoint_of(spec, tmp_path / "run")
+    outcome = command("export", "run", "--output", "out")
+    assert outcome.code == 0, outcome.err
+    fresh = cifar_model(name, num_classes=10)
+    load_model(fresh, str(tmp_path / "out" / "model.safetensors"))
+    inputs = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(fresh.eval()(inputs), load_student(checkpoint)(inputs), rtol=0, atol=1e-6)
+    assert f"a {type(fresh).__name__}" in outcome.out
+
+
+def test_safetensors_of_a_network_for_signals(command, config) -> None:
+    from safetensors.torch import load_model
+
+    from kdlightning import ResNet1d
+
+    spec = {"class_path": "kdlightning.ResNet1d", "init_args": {"num_classes": 10, "widths": [4, 8], "depth": 1}}
+    path = config(student=spec)
+    # Made-up signals of MNIST-1D's shape.
+    path.write_text(path.read_text().replace("class_path: Digits", "class_path: MNIST1D"))
+    assert command("fit", "-c", path, "--trainer.max_epochs=1").code == 0
+    outcome = command("export", RUN)
+    assert outcome.code == 0, outcome.err
+    fresh = ResNet1d(10, widths=(4, 8), depth=1)
+    load_model(fresh, str(RUN / "export" / "model.safetensors"))
+    inputs = torch.randn(2, 1, 40)
+    expected = load_student(RUN / "checkpoints" / "last.ckpt")(inputs)
+    torch.testing.assert_close(fresh.eval()(inputs), expected, rtol=0, atol=1e-6)
+
+
 def test_a_format_that_does_not_suit_says_why(command, config, tmp_path: Path) -> None:
     command("fit", "-c", config(), "--trainer.max_epochs=1")
     assert "ConvNet is no timm model" in command("export", RUN, "--format", "timm").sentence

@@ -166,6 +166,16 @@ def test_taps_of_a_timm_model(command) -> None:
     assert "did you mean resnet50" in command("taps", "restnet50").sentence
 
 
+def test_taps_of_a_cifar_network(command) -> None:
+    found = {row["name"]: row["shape"] for row in json.loads(command("taps", "cifar/resnet8x4", "--json").out)}
+    assert found["stages.0"] == [2, 64, 32, 32]
+    assert found["pre_logits"] == [2, 256]
+    assert found["logits"] == [2, 100]
+    grey = json.loads(command("taps", "cifar/vgg8", "--input", "1,64,64", "--json").out)
+    assert {row["name"]: row["shape"] for row in grey}["stages.1"] == [2, 128, 32, 32]
+    assert "did you mean resnet8x4" in command("taps", "cifar/resnet8x").sentence
+
+
 def test_places_count_versions_and_find_checkpoints(tmp_path: Path) -> None:
     place = RunPlace(tmp_path, "a/b", 1)
     assert place.new().name == "version_0"

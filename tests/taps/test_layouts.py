@@ -112,6 +112,17 @@ def test_signals_are_channels_first() -> None:
     assert torch.equal(raw, given)
 
 
+def test_activations_of_a_network_of_1d_convolutions_are_channels_first() -> None:
+    from kdlightning import ConvNet
+
+    raw, given = read(ConvNet(3, widths=(4, 8), dimensions=1), "stages.0.2:input", torch.randn(2, 1, 20))
+    assert torch.equal(raw, given)
+    # Beside something that reads tokens, an activation may have either layout.
+    mixed = nn.Sequential(nn.Conv1d(1, 6, 3, padding=1), nn.ReLU(), nn.LayerNorm(20), nn.Flatten(), nn.Linear(120, 3))
+    with pytest.raises(TapError, match="say layout"):
+        read(mixed, "1", torch.randn(2, 1, 20))
+
+
 def test_listing_names_every_tap_with_its_shape(timm_net: Any) -> None:
     model = timm_net("resnet18")
     before = {name: value.clone() for name, value in model.state_dict().items()}
