@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from paired import markdown, write
+from losses_tables import RESULTS, speed_table, verification_table
+from paired import write
 from peers.base import Case, Peer
 from peers.memory import peak_bytes
 from torch import Tensor
-
-RESULTS = Path(__file__).parent / "results" / "losses"
-BOUND = 1.05
 
 
 def cases() -> dict[str, list[Case]]:
@@ -66,9 +64,9 @@ def agreement(case: Case, theirs: Callable[..., Tensor]) -> dict[str, float]:
     """Relative differences of value and gradient in float64, by the largest element."""
     inputs = [in_double(v) for v in case.inputs(case.shapes[0], torch.Generator().manual_seed(0))]
     torch.manual_seed(1)
-    value, gradients = backward(case.ours, flat(inputs))
+    value, gradients = backward(case.ours, inputs)
     torch.manual_seed(1)
-    other, others = backward(theirs, flat(inputs))
+    other, others = backward(theirs, inputs)
     largest = max((float(g.abs().max()) for g in others), default=0.0)
     difference = max((float((a - b).abs().max()) for a, b in zip(gradients, others, strict=True)), default=0.0)
     return {
@@ -77,11 +75,6 @@ def agreement(case: Case, theirs: Callable[..., Tensor]) -> dict[str, float]:
         "value_difference": abs(value - other) / max(abs(other), 1e-12),
         "gradient_difference": difference / max(largest, 1e-12),
     }
-
-
-def flat(inputs: Sequence[Any]) -> list[Any]:
-    """The inputs as they are; a list of maps stays one argument."""
-    return list(inputs)
 
 
 def seconds(function: Callable[..., Tensor], inputs: Sequence[Any], repeats: int) -> float:
@@ -141,50 +134,6 @@ def clone_commands() -> Iterator[str]:
     for repository, commit in sorted(pins.items()):
         name = repository.replace("/", "+")
         yield f"git clone -q https://github.com/{repository} {name} && git -C {name} checkout -q --detach {commit}"
-
-
-def digits(row: dict[str, Any]) -> str:
-    """How many digits two implementations share."""
-    worst = max(row["value_difference"], row["gradient_difference"])
-    return "all" if worst < 1e-13 else f"{worst:.0e}"
-
-
-def records() -> dict[str, list[dict[str, Any]]]:
-    """The finished measurements by method."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-
-
-def verification_table() -> str:
-    """Which public code agrees with each function, and which differs and why."""
-    rows = [["function", "paper", "form", "public code", "largest relative difference", "remark"]]
-    for found in records().values():
-        for case in found:
-            head = [f"`{case['function']}`", case["paper"], case["form"]]
-            if not case["peers"]:
-                rows.append([*head, "–", "", case["none"]])
-            for peer in case["peers"]:
-                words = digits(peer) if peer["agrees"] else "differs"
-                link = f"https://github.com/{peer['repository']}/blob/{peer['commit']}/{peer['path']}"
-                rows.append([*head, f"[{peer['repository']}]({link})", words, peer["note"]])
-                head = ["", "", ""]
-    return markdown(rows)
-
-
-def speed_table() -> str:
-    """Ours over the fastest public implementation that agrees."""
-    rows = [["function", "fastest that agrees", "shape", "ours, ms", "theirs, ms", "time", "memory", "holds"]]
-    for found in records().values():
-        for case in found:
-            right = [peer for peer in case["peers"] if peer["agrees"]]
-            for number in range(len(case["shapes"]) if right else 0):
-                fastest = min(right, key=lambda peer: peer["shapes"][number]["theirs_ms"])
-                one = fastest["shapes"][number]
-                holds = one["time_ratio"] <= BOUND and one["memory_ratio"] <= BOUND
-                shape = "×".join(str(size) for size in one["shape"])
-                times = [f"{one['ours_ms']:.3g}", f"{one['theirs_ms']:.3g}", f"{one['time_ratio']:.2f}"]
-                words = [f"`{case['function']}`", fastest["repository"]] if number == 0 else ["", ""]
-                rows.append([*words, shape, *times, f"{one['memory_ratio']:.2f}", "yes" if holds else "no"])
-    return markdown(rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> str:

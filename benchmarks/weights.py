@@ -4,8 +4,8 @@
     python benchmarks/weights.py --table
 
 The weights of papers belong to their networks and images. Each candidate is the shipped weight times a factor, three
-seeds (100 to 102, of which no result is reported), accuracy of the last checkpoint on the validation split. Records lie
-in `results/weights/`; a shipped configuration then names the weight that won.
+seeds (100 to 102, of which no result is reported), half the epochs, accuracy of the last checkpoint on the validation
+split. Records lie in `results/weights/`; a shipped configuration then names the weight that won.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from kdlightning.commands.shipped import shipped
 
 RESULTS = Path(__file__).parent / "results" / "weights"
 SEEDS = (100, 101, 102)
+EPOCHS = 30
 _WEIGHT = re.compile(r"^(\s+weight: )([0-9.e+-]+)", re.MULTILINE)
 
 
@@ -49,6 +50,7 @@ def jobs_of(group: Group, name: str, options: argparse.Namespace) -> list[Job]:
         for seed in SEEDS:
             record = RESULTS / name.replace("/", ".") / f"{value:g}" / f"seed{seed}.json"
             words = ["fit", "-c", str(path), f"--seed_everything={seed}", "--trainer.accelerator=cpu"]
+            words += [f"--trainer.max_epochs={EPOCHS}", f"--model.init_args.lr_scheduler.init_args.T_max={EPOCHS}"]
             words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
             if not record.is_file():
                 jobs.append(

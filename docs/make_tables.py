@@ -110,29 +110,45 @@ def with_tables(readme: str, content: str) -> str:
 
 
 def results() -> dict[str, str]:
-    """The tables of the accuracy benchmarks, by script, as the scripts print them."""
+    """The tables of the benchmarks by name, as their scripts print them."""
     folder = ROOT / "benchmarks"
     sys.path.insert(0, str(folder))
     try:
         quickstart: Any = importlib.import_module("quickstart")
-        tracers: Any = importlib.import_module("tracers")
+        groups: Any = importlib.import_module("accuracy_groups")
+        accuracy: Any = importlib.import_module("accuracy_tables")
+        weights: Any = importlib.import_module("weights")
+        losses: Any = importlib.import_module("losses_tables")
     finally:
         sys.path.remove(str(folder))
-    return {"quickstart": quickstart.table(json.loads(quickstart.RESULTS.read_text())), "tracers": tracers.table()}
+    return {
+        "quickstart": quickstart.table(json.loads(quickstart.RESULTS.read_text())),
+        "accuracy": accuracy.tables(groups.groups().values()),
+        "weights": weights.table(),
+        "losses": losses.speed_table(),
+        "verification": losses.verification_table(),
+    }
+
+
+PAGES = {
+    "README.md": ("quickstart",),
+    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses"),
+    "docs/verification.md": ("verification",),
+}
+"""Which tables of results a page holds."""
 
 
 def pages() -> dict[Path, str]:
     """What each page should hold."""
-    found = results()
-    readme, benchmarks = ROOT / "README.md", ROOT / "benchmarks" / "README.md"
-    text = with_tables(readme.read_text(encoding="utf-8"), tables(headers(ROOT / "configs")))
-    made = {
-        readme: with_block(text, "<!-- quickstart results -->", "<!-- quickstart results end -->", found["quickstart"])
-    }
-    text = benchmarks.read_text(encoding="utf-8")
-    for name, content in found.items():
-        text = with_block(text, f"<!-- {name} results -->", f"<!-- {name} results end -->", content)
-    return made | {benchmarks: text}
+    found, made = results(), {}
+    for name, contents in PAGES.items():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for content in contents:
+            text = with_block(text, f"<!-- {content} results -->", f"<!-- {content} results end -->", found[content])
+        if name == "README.md":
+            text = with_tables(text, tables(headers(ROOT / "configs")))
+        made[ROOT / name] = text
+    return made
 
 
 def main(arguments: list[str] | None = None) -> int:
