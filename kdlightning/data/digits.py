@@ -5,11 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kdlightning.data.arrays import ArrayData, CropFlip
 from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.strong import StrongImages
+from kdlightning.errors import ConfigurationError
 
 _TEST = 597
+
+ATTRIBUTES = {
+    "even": (0, 2, 4, 6, 8),
+    "prime": (2, 3, 5, 7),
+    "five or more": (5, 6, 7, 8, 9),
+    "multiple of three": (0, 3, 6, 9),
+    "square": (0, 1, 4, 9),
+}
+"""What is true of which digits, however they are written."""
 
 
 class Digits(DistillDataModule):
@@ -20,17 +32,22 @@ class Digits(DistillDataModule):
 
     Args:
         augment: shift training images by up to one pixel.
+        targets: "classes" are the digits, "attributes" what is true of them: rows of 0 and 1, for the task
+            `MultiLabel(5)`. The splits are the same.
         **options: those of `DistillDataModule`.
     """
 
-    def __init__(self, augment: bool = False, **options: Any) -> None:
+    def __init__(self, augment: bool = False, targets: str = "classes", **options: Any) -> None:
         super().__init__(**options)
+        if targets not in ("classes", "attributes"):
+            raise ConfigurationError(f"targets must be classes or attributes, not {targets!r}")
         self.augment = augment
+        self.targets = targets
 
     @property
     def class_names(self) -> list[str]:
-        """`"0"` to `"9"`."""
-        return [str(digit) for digit in range(10)]
+        """`"0"` to `"9"`, or the attributes: `"even"`, `"prime"`, `"five or more"`, …."""
+        return list(ATTRIBUTES) if self.targets == "attributes" else [str(digit) for digit in range(10)]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -42,9 +59,10 @@ class Digits(DistillDataModule):
         from sklearn.datasets import load_digits  # takes a second
 
         digits = load_digits()
+        labels = torch.from_numpy(digits.target).long()
         data = ArrayData(
             torch.from_numpy(digits.images).to(torch.uint8)[:, None],
-            torch.from_numpy(digits.target).long(),
+            attributes(labels) if self.targets == "attributes" else labels,
             mean=(0.305,),
             std=(0.376,),
             scale=16,
@@ -52,4 +70,11 @@ class Digits(DistillDataModule):
         )
         rows = torch.arange(len(data))
         train, test = data.select(rows[:-_TEST]), data.select(rows[-_TEST:])
-        return Sources(train=train, test=test.plain(), plain=train.plain(), labels=train.labels)
+        strong = train.augmented(StrongImages(padding=1, flip=False, scale=16))
+        return Sources(train=train, test=test.plain(), plain=train.plain(), strong=strong, labels=labels[:-_TEST])
+
+
+def attributes(digits: Tensor) -> Tensor:
+    """Rows of 0 and 1 `(N, A)`, float32, of digits `(N,)`; the columns are `ATTRIBUTES`."""
+    table = torch.tensor([[float(digit in those) for those in ATTRIBUTES.values()] for digit in range(10)])
+    return table[digits]

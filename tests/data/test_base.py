@@ -12,6 +12,7 @@ from kdlightning.data.arrays import ArrayData
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.digits import Digits
 from kdlightning.data.loader import ResumableLoader
+from kdlightning.data.views import labels_of
 from kdlightning.errors import ConfigurationError
 
 
@@ -112,6 +113,32 @@ def test_digits_are_split_once_and_for_all() -> None:
         tuple(image.tolist()) for image in data.part("train").load(torch.arange(1080), torch.zeros(1))[0].flatten(1)
     }
     assert not held & used
+
+
+def test_attributes_of_digits_are_facts_of_them_and_the_splits_those_of_the_classes() -> None:
+    facts = {
+        "even": lambda n: n % 2 == 0,
+        "prime": lambda n: n > 1 and all(n % d for d in range(2, n)),
+        "five or more": lambda n: n >= 5,
+        "multiple of three": lambda n: n % 3 == 0,
+        "square": lambda n: round(n**0.5) ** 2 == n,
+    }
+    data, classes = Digits(targets="attributes"), Digits()
+    assert data.class_names == list(facts)
+    assert data.num_classes == 5
+    for name in ("train", "val", "test"):
+        part, same = data.part(name), classes.part(name)
+        everything, seeds = torch.arange(len(part)), torch.zeros(len(part))
+        images, rows = part.load(everything, seeds)
+        assert torch.equal(images, same.load(everything, seeds)[0])
+        assert rows.dtype == torch.float32
+        assert rows.tolist() == [[float(fact(digit)) for fact in facts.values()] for digit in same.labels.tolist()]
+    assert labels_of(data.part("train")) is None
+
+
+def test_digits_have_classes_or_attributes() -> None:
+    with pytest.raises(ConfigurationError, match="targets must be classes or attributes, not 'colours'"):
+        Digits(targets="colours")
 
 
 def test_augmentation_changes_with_the_epoch_and_not_in_evaluation() -> None:
