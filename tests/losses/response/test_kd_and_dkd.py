@@ -167,6 +167,14 @@ def test_half_precision_is_computed_in_float32(random, dtype: torch.dtype) -> No
     torch.testing.assert_close(dkd.double(), true, rtol=1e-5, atol=1e-7)
 
 
+def test_kd_does_not_read_targets_and_dkd_refuses_soft_ones(random) -> None:
+    student, teacher = random(4, 5), random(4, 5)
+    mixed = SimpleNamespace(target=torch.full((4, 5), 0.2))
+    assert torch.equal(KD()(student, teacher, batch=mixed), kd_loss(student, teacher))
+    with pytest.raises(ValueError, match=r"DKD needs hard labels .* \(4, 5\): leave mixup out"):
+        DKD()(student, teacher, batch=mixed)
+
+
 def test_modules_pass_their_options_and_carry_the_papers_weights(random) -> None:
     student, teacher, target = random(4, 5), random(4, 5), torch.tensor([0, 1, 2, 3])
     batch = SimpleNamespace(target=target)
