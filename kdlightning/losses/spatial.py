@@ -53,6 +53,8 @@ def pool_to(tensor: Tensor, size: Sequence[int]) -> Tensor:
     own = tensor.shape[2:]
     if list(own) == list(size):
         return tensor
+    if all(wanted == 1 for wanted in size):
+        return tensor.mean(list(range(2, tensor.ndim)), keepdim=True)
     if all(n % wanted == 0 for n, wanted in zip(own, size, strict=True)):
         # Windows that do not overlap: a plain pooling is several times faster on a CPU.
         return _POOLS[tensor.ndim](tensor, [n // wanted for n, wanted in zip(own, size, strict=True)])

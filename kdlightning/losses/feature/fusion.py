@@ -35,9 +35,9 @@ class Fusion(nn.Module):
         super().__init__()
         convolution, norm = _CONVOLUTIONS[dimensions], _NORMS[dimensions]
         self.reduce = nn.Sequential(convolution(in_channels, channels, 1, bias=False), norm(channels))
-        self.attention = convolution(2 * channels, 2, 1) if fuses else None
         last = convolution(channels, out_channels, kernel, padding=kernel // 2, bias=False)
         self.expand = nn.Sequential(last, norm(out_channels))
+        self.attention = convolution(2 * channels, 2, 1) if fuses else None
         for layer in (self.reduce[0], last):
             nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
 
