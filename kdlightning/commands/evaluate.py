@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from kdlightning.commands.words import duration, metric_words
 from kdlightning.data.base import DistillDataModule
 from kdlightning.errors import ConfigurationError
 from kdlightning.modules import DistillModule
+from kdlightning.teachers import NetworkTeacher
 
 if TYPE_CHECKING:
     from kdlightning.commands.lightning_command import DistillCommand
@@ -61,12 +63,17 @@ def report_checkpoints(command: DistillCommand, split: str) -> None:
     for which, path in checkpoints:
         measure(command, result, split, which, path)
         words = metric_words({f"val/{k}": v for k, v in result["metrics"][split][which].items() if v is not None}, 8)
-        best = " (chosen by validation)" if which == "best" else ""
+        best = f" ({chosen(new)})" if which == "best" else ""
         command.say(f"{split} · {which}{best}  " + "  ".join(word.removeprefix("val/") for word in words))
     if not same:
         command.say(f"model or data differ from the run's own: {run / RESULT} is left as it is")
     elif not command.request.tests_built:
         save(command, result)
+
+
+def chosen(result: Mapping[str, Any]) -> str:
+    """How a run's best checkpoint was found."""
+    return "chosen on test, not reportable" if result.get("validates_on_test") else "chosen by validation"
 
 
 def _earlier(run: Path) -> dict[str, Any] | None:
@@ -151,7 +158,10 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
         "versions": versions(),
         "notes": [],
     }
+    if getattr(module.teacher, "constant", False) and isinstance(module.teacher, NetworkTeacher):
+        result["teacher"] = describe_student(module.teacher.network, None)
     if getattr(command.datamodule, "validates_on_test", False):
+        result["validates_on_test"] = True
         result["notes"].append("validation reads the test split: the best checkpoint is not reportable")
     return result
 

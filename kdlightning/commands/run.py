@@ -17,6 +17,9 @@ from kdlightning.commands.stage import Screen, locked, run_stage, tail
 from kdlightning.errors import ConfigurationError
 from kdlightning.recipe import Engine, Plan, Recipe, parse_recipe
 
+Row = tuple[str, Path, dict[str, Any]]
+"""A line of the table: its label, its run and that run's result."""
+
 
 def main(arguments: list[str]) -> int:
     """Runs a recipe."""
@@ -111,13 +114,14 @@ def report(engine: Engine, seconds: float) -> None:
     """The table, the chart, and where to look next."""
     from kdlightning.commands.words import duration
 
-    rows = []
+    rows: list[Row] = []
     for stage in engine.recipe.stages:
         run = engine.state.get(stage.name, {}).get("run")
         result = read_result(Path(run)) if run and stage.role else None
         if result is not None:
             rows.append((stage.label, Path(run), result))
     print()
+    rows = _with_given_teacher(rows, [stage.role for stage in engine.recipe.stages])
     if rows:
         _print_table(rows)
         picture = _chart(engine, rows)
@@ -131,6 +135,21 @@ def report(engine: Engine, seconds: float) -> None:
     print(f"all stages:  {duration(seconds)}")
 
 
+def _with_given_teacher(rows: list[Row], roles: list[str | None]) -> list[Row]:
+    """A teacher that no stage trains has a line too: what a student's run measured of it."""
+    taught = next((row for row in rows if row[2].get("teacher")), None)
+    if "teacher" in roles or taught is None:
+        return rows
+    _, run, result = taught
+    short = result["monitor"]["name"].split("/", 1)[-1]
+    metrics = {
+        split: {"last": {short: (values.get("last") or {}).get(f"teacher_{short}")}}
+        for split, values in result["metrics"].items()
+    }
+    given = {"metrics": metrics, "monitor": result["monitor"], "student": result["teacher"]}
+    return [("teacher, as given", run, given), *rows]
+
+
 def score(result: dict[str, Any], checkpoint: str) -> tuple[str, float | None]:
     """The monitor's metric on the test split, or on validation where there is no test split."""
     short = result["monitor"]["name"].split("/", 1)[-1]
@@ -141,7 +160,7 @@ def score(result: dict[str, Any], checkpoint: str) -> tuple[str, float | None]:
     return f"test/{short}", None
 
 
-def _print_table(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
+def _print_table(rows: list[Row]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -163,8 +182,10 @@ def _print_table(rows: list[tuple[str, Path, dict[str, Any]]]) -> None:
         )
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     console.print(table)
+    on_test = any(result.get("validates_on_test") for _, _, result in rows)
     print(
-        "\n* chosen by validation; last is the headline. agreement: with the teacher. latency: one sample on the CPU."
+        f"\n* chosen {'on test, not reportable' if on_test else 'by validation'}; last is the headline. "
+        "agreement: with the teacher. latency: one sample on the CPU."
     )
     for note in sorted({note for _, _, result in rows for note in result.get("notes", [])}):
         print(f"note: {note}")
@@ -189,7 +210,7 @@ def _size(count: int) -> str:
     return f"{count} B"
 
 
-def _chart(engine: Engine, rows: list[tuple[str, Path, dict[str, Any]]]) -> Path:
+def _chart(engine: Engine, rows: list[Row]) -> Path:
     from kdlightning.commands.chart import draw, write_chart
 
     results = {label: result for label, _, result in rows}

@@ -53,6 +53,14 @@ def test_test_adds_both_checkpoints_to_the_result(command, config) -> None:
     assert command("validate", "-c", config(), "--ckpt_path", "best").code == 0
 
 
+def test_a_best_checkpoint_that_was_chosen_on_test_is_not_reportable(command, config) -> None:
+    path = config(data={"val_split": 0})
+    fitted = command("fit", "-c", path)
+    assert "note: validation reads the test split: the best checkpoint is not reportable" in fitted.out
+    assert "test · best (chosen on test, not reportable)" in command("test", "-c", path).out
+    assert result_of(RUN)["validates_on_test"] is True
+
+
 def test_a_checkpoint_alone_is_enough_to_measure_it(command, config) -> None:
     command("fit", "-c", config())
     outcome = command("test", "--ckpt_path", RUN / "checkpoints" / "best.ckpt")

@@ -1,0 +1,162 @@
+"""Every shipped recipe from its first stage to its table, with a few steps on made-up data of the right shape."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import yaml
+from PIL import Image
+
+from kdlightning.cli import main
+from kdlightning.commands import run as run_module
+from kdlightning.commands.shipped import read_header, shipped
+from kdlightning.recipe import Plan, parse_recipe
+
+RECIPES = {name.split("/")[1]: path for name, path in shipped().items() if name.startswith("recipes/")}
+FEW_STEPS = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.check_val_every_n_epoch=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    *(f"--trainer.limit_{part}_batches={count}" for part, count in {"train": 2, "val": 1, "test": 1}.items()),
+    "--trainer.num_sanity_val_steps=0",
+]
+CIFAR = {"batch_size": 64, "epochs": 240, "milestones": [150, 180, 210], "weight_decay": 5e-4, "precision": "32-true"}
+# Learning rates of the stages in their order.
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "cifar100_resnet32x4_resnet8x4": {**CIFAR, "rates": [0.05, 0.05, 0.05]},
+    "cifar100_vgg13_mobilenetv2": {**CIFAR, "rates": [0.05, 0.01, 0.01]},
+    "imagenet_resnet34_resnet18": {
+        "batch_size": 256,
+        "epochs": 100,
+        "milestones": [30, 60, 90],
+        "weight_decay": 1e-4,
+        "precision": "bf16-mixed",
+        "rates": [0.1, 0.1],
+    },
+}
+
+
+@pytest.fixture
+def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs a recipe's stages in this process: a few steps each, nothing fetched, networks as they are."""
+    monkeypatch.chdir(tmp_path)
+
+    def in_this_process(plan: Plan, command: list[str], screen: Any, lock: Any) -> int:
+        return main(command[3:])
+
+    monkeypatch.setattr(run_module, "run_stage", in_this_process)
+
+    def run(name: str) -> dict[str, Any]:
+        content = yaml.safe_load(RECIPES[name].read_text())
+        data = {"CIFAR100": made_cifar, "ImageFolder": made_folder}.get(
+            content["shared"]["data"]["class_path"].rsplit(".", 1)[-1]
+        )
+        options = [] if data is None else data(tmp_path / "data")
+        for stage in content["stages"].values():
+            stage["arguments"] = [*stage.get("arguments", []), *FEW_STEPS, *options]
+        untrained = without_weights(content)
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(untrained, sort_keys=False))
+        assert main(["run", str(path)]) == 0
+        runs = tmp_path / "runs" / name
+        return {stage: result_of(runs / stage / "seed0" / "version_0") for stage in content["stages"]}
+
+    return run
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())
+
+
+def without_weights(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_weights(item) for key, item in value.items() if key != "pretrained"}
+    return [without_weights(item) for item in value] if isinstance(value, list) else value
+
+
+def made_cifar(folder: Path) -> list[str]:
+    folder.mkdir()
+    random = numpy.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 4), ("test", 2)):
+        arrays[f"x_{part}"] = random.integers(0, 256, (count, 32, 32, 3), "u1")
+        arrays[f"y_{part}"] = random.integers(0, 100, count)
+    numpy.savez(folder / "cifar100.npz", **arrays)
+    return [f"--data.init_args.path={folder / 'cifar100.npz'}", "--data.init_args.batch_size=2"]
+
+
+def made_folder(folder: Path) -> list[str]:
+    random = numpy.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for number in range(1000):
+            (folder / part / f"n{number:08}").mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 256, (180, 240, 3), "u1")
+            Image.fromarray(pixels).save(folder / part / f"n{300 * number:08}" / f"{number}.JPEG")
+    options = {"path": folder, "num_workers": 0, "batch_size": 2}
+    return [f"--data.init_args.{name}={value}" for name, value in options.items()]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    results = few_steps(name)
+    shown = capsys.readouterr().out
+    for stage, spec in yaml.safe_load(RECIPES[name].read_text())["stages"].items():
+        result = results[stage]
+        assert result["steps"] == 2
+        assert all(math.isfinite(result["metrics"]["test"][which]["loss"]) for which in ("last", "best"))
+        assert any(line.startswith(spec["label"]) for line in shown.splitlines())
+    on_test = results["distilled"].get("validates_on_test", False)
+    assert on_test == (name in PROTOCOLS)
+    assert ("chosen on test, not reportable" in shown) == on_test
+    assert ("* chosen by validation" in shown) != on_test
+    given = [line for line in shown.splitlines() if line.startswith("teacher, as given")]
+    assert len(given) == ("teacher" not in results)
+    for line in given:
+        assert f"{results['distilled']['metrics']['test']['last']['teacher_acc']:.4f}" in line
+        assert "21,797,672" in line, "ResNet-34 has so many parameters"
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocol_is_that_of_the_literature(name: str) -> None:
+    wanted = PROTOCOLS[name]
+    content = yaml.safe_load(RECIPES[name].read_text())
+    trainer, data = content["shared"]["trainer"], content["shared"]["data"]["init_args"]
+    assert (trainer["accelerator"], trainer["devices"], trainer["precision"]) == ("gpu", 1, wanted["precision"])
+    assert trainer["max_epochs"] == wanted["epochs"]
+    assert (data["batch_size"], data["val_split"]) == (wanted["batch_size"], 0)
+    models = [stage["config"]["model"]["init_args"] for stage in content["stages"].values()]
+    assert [model["optimizer"]["init_args"]["lr"] for model in models] == wanted["rates"]
+    for model in models:
+        options = model["optimizer"]["init_args"]
+        assert model["optimizer"]["class_path"] == "torch.optim.SGD"
+        assert {**options, "lr": 0} == {"lr": 0, "momentum": 0.9, "weight_decay": wanted["weight_decay"]}
+        assert model["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.MultiStepLR"
+        assert model["lr_scheduler"]["init_args"] == {"milestones": wanted["milestones"], "gamma": 0.1}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_says_what_it_is(name: str) -> None:
+    header = read_header(RECIPES[name])
+    assert header["kind"] == "recipe"
+    assert header["summary"]
+    text = RECIPES[name].read_text()
+    recipe = parse_recipe(name, yaml.safe_load(text), name)
+    assert {"baseline", "student"} <= {stage.role for stage in recipe.stages}
+    assert f"# kdlightning run {name}" in text
+
+
+def test_every_config_without_a_validation_split_says_so() -> None:
+    without = [path for path in shipped().values() if "val_split: 0\n" in path.read_text()]
+    assert len(without) >= len(PROTOCOLS)
+    for path in without:
+        words = " ".join(path.read_text().replace("#", " ").split())
+        assert "best checkpoint is chosen on test and not reportable" in words, path
