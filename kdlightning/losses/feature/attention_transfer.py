@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +45,9 @@ def attention_transfer_loss(
 
 def _attention(maps: Tensor, power: float) -> Tensor:
     energy = maps.square() if power == 2 else maps.abs().pow(power)
-    return F.normalize(energy.mean(1).flatten(1), dim=1)
+    # The norm squares once more: beyond this bound it would be infinite, and the gradient NaN.
+    bound = torch.finfo(maps.dtype).max ** 0.45
+    return F.normalize(energy.mean(1).flatten(1).clamp(max=bound), dim=1)
 
 
 class AttentionTransfer(FeatureLoss):

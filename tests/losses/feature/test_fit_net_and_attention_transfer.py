@@ -82,6 +82,14 @@ def test_a_dead_map_has_a_finite_gradient() -> None:
         assert torch.autograd.grad(value, student)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e8, 1e15, 1e30])
+def test_extreme_maps_have_finite_attention(scale: float) -> None:
+    student = (torch.randn(2, 3, 4, 4) * scale).requires_grad_()
+    value = attention_transfer_loss(student, torch.randn(2, 3, 4, 4) * scale)
+    assert value.isfinite()
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 4), (2, 3, 4, 5)])
 def test_fitnet_is_the_mean_square(random, assert_same, shape: tuple[int, ...]) -> None:
     teacher = random(*shape)
