@@ -17,8 +17,9 @@ def standardized(logits: Tensor) -> Tensor:
     Args:
         logits: `(B, C)` with C ≥ 2. The deviation is the unbiased one, as in the authors' code.
     """
-    mean, deviation = logits.mean(-1, keepdim=True), logits.std(-1, keepdim=True)
-    return (logits - mean) / (1e-7 + deviation)
+    centred = logits - logits.mean(-1, keepdim=True)
+    deviation = centred.norm(dim=-1, keepdim=True) / (logits.shape[-1] - 1) ** 0.5
+    return centred / (1e-7 + deviation)
 
 
 @full_precision
