@@ -82,7 +82,7 @@ teacher:
 """
 _REST = """
 optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}}
-lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 4}}
+lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 6}}
 """
 
 
@@ -90,7 +90,7 @@ lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args
 class SmallCifar(Group):
     """The ten most used methods on a pair of CIFAR networks: shipped configurations with other networks and weights."""
 
-    epochs: dict[str, int] = field(default_factory=lambda: {"": 4, "teacher": 12})
+    epochs: dict[str, int] = field(default_factory=lambda: {"": 6, "teacher": 12})
 
     def config(self, name: str, work: Path) -> Path:
         """The file, written anew."""
@@ -113,6 +113,8 @@ class SmallCifar(Group):
             "data": {"class_path": "CIFAR10", "init_args": {"batch_size": 64}},
             "trainer": {"max_epochs": epochs, "log_every_n_steps": 50, "check_val_every_n_epoch": 2},
         }
+        if name != "teacher":
+            content["data"]["init_args"]["train_limit"] = 5000
         if name == "teacher":
             content["model"]["init_args"]["student"] = pair["teacher"]["init_args"]["model"]
         elif name != "alone":
@@ -140,7 +142,7 @@ def groups() -> dict[str, Group]:
     result = {baseline.rsplit("/", 1)[-1]: _group(baseline, methods) for baseline, methods in found.items()}
     small = SmallCifar(
         "cifar10_small",
-        "CIFAR-10, 15,000 images, ResNet-20 → ResNet-8 of the CIFAR literature, 4 epochs",
+        "CIFAR-10, 5,000 images (the teacher 15,000), ResNet-20 → ResNet-8 of the CIFAR literature, 6 epochs",
         *("acc", "alone", tuple(name for name in CIFAR if name in shipped()), ("teacher",), FILES["CIFAR10"]),
     )
     return {**result, small.name: small}
