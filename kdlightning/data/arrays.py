@@ -49,7 +49,7 @@ class ArrayData(Dataset):
 
     Args:
         inputs: `(N, C, H, W)` or `(N, C, L)`, uint8 or float.
-        targets: `(N,)` int64 labels (or float values).
+        targets: `(N,)` int64 labels, or float values `(N,)` or `(N, A)`.
         mean: of each channel, in the units of `inputs` divided by `scale`.
         std: of each channel.
         scale: what `inputs` are divided by: 255 for uint8 pixels, 1 for floats that are ready.
@@ -93,7 +93,7 @@ class ArrayData(Dataset):
 
     @property
     def labels(self) -> Tensor:
-        """The targets of these samples `(N,)`."""
+        """The targets of these samples, one a row."""
         return self.targets[self.rows]
 
     def select(self, rows: Tensor) -> ArrayData:
@@ -106,6 +106,12 @@ class ArrayData(Dataset):
         """The same samples without augmentation."""
         other = copy(self)
         other.augment, other.transform, other.random_sources = None, None, ()
+        return other
+
+    def augmented(self, augment: Callable[[Tensor, Tensor], Tensor]) -> ArrayData:
+        """The same samples under another augmentation."""
+        other = self.plain()
+        other.augment, other.random_sources = augment, ("torch",)
         return other
 
     def load(self, indices: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ class Sources:
         test: test data, or None.
         val: validation data that come separately; None holds `val_split` of `train` out.
         plain: `train` without augmentation, from which the held-out samples are shown; `train` itself by default.
+        strong: `train` with a stronger augmentation, for further views of terms that want a weak and a strong one.
         labels: classes of `train` `(N,)` for balanced splits; None splits at random.
         predict: what `predict` reads; `test` by default, then `val`.
     """
@@ -37,6 +38,7 @@ class Sources:
     test: Any = None
     val: Any = None
     plain: Any = None
+    strong: Any = None
     labels: Any = None
     predict: Any = None
 
@@ -64,6 +66,8 @@ class DistillDataModule(L.LightningDataModule):
             Beta(mixup, mixup). 0 mixes nothing, 1 draws λ evenly. Targets become soft `(B, C)`, which methods that need
             a class number refuse. Student and teacher see the same mixed inputs.
         cutmix: the same by pasting a box of x_j; with both, each batch gets one of them. See `kdlightning.data.mixing`.
+        strong_views: augment further views more strongly than the first (True) or alike (False); None leaves it to the
+            term that asks for them.
 
     Raises:
         ConfigurationError: for options out of range; in `setup` for data that are missing or empty.
@@ -83,6 +87,7 @@ class DistillDataModule(L.LightningDataModule):
         train_limit: int | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        strong_views: bool | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size), ("views", views)):
@@ -103,11 +108,13 @@ class DistillDataModule(L.LightningDataModule):
         self.seed = seed
         self.split_seed = split_seed
         self.views = views
+        self.strong_views = strong_views
         self.drop_last = drop_last
         self.train_limit = train_limit
         self.mixup = mixup
         self.cutmix = cutmix
         self.collate_fn: Callable[[list[Any]], Any] | None = None
+        self._asked = (1, False)
         self._sources: Sources | None = None
         self._parts: dict[str, Any] = {}
 
@@ -144,7 +151,8 @@ class DistillDataModule(L.LightningDataModule):
     @property
     def validates_on_test(self) -> bool:
         """Whether validation reads the test split, so that no best score may be reported."""
-        return self.val_split == 0 and self.sources.val is None
+        sources = self.sources
+        return self.val_split == 0 and sources.val is None and sources.test is not None
 
     def setup(self, stage: str | None = None) -> None:
         """Splits the data; the same for each stage, so that `test` after `fit` sees what a run of its own would."""
@@ -167,6 +175,7 @@ class DistillDataModule(L.LightningDataModule):
             rows = rows[stratified(left, self.train_limit, seed=self.split_seed + 1)[0]]
         self._parts = {
             "train": sources.train if len(rows) == total else select(sources.train, rows),
+            "strong": None if sources.strong is None else select(sources.strong, rows),
             "val": sources.test if val is None else val,
             "test": sources.test,
         }
@@ -185,8 +194,17 @@ class DistillDataModule(L.LightningDataModule):
             raise ConfigurationError(f"{type(self).__name__} has no {name} data")
         return self._parts[name]
 
+    def ask_for_views(self, count: int, *, strong: bool = False) -> None:
+        """What the run that begins reads of each training sample; training loaders made from now on give it.
+
+        Args:
+            count: number of views; `views`, if that is more.
+            strong: whether the further ones are to be augmented more strongly than the first; see `strong_views`.
+        """
+        self._asked = (count, strong)
+
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled, augmented, with `views` views."""
+        """Shuffled, augmented, with `views` views or as many as were asked for."""
         return self._loader("train")
 
     def val_dataloader(self) -> Any:
@@ -209,7 +227,7 @@ class DistillDataModule(L.LightningDataModule):
         size = self.batch_size if training else self.eval_batch_size or self.batch_size
         if not self.num_workers:  # a decision here, not an oversight
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
-        views = IndexedViews(data, seed, self.views if training else 1, collated=self.collate_fn is None)
+        views = self._views(data, seed) if training else IndexedViews(data, seed, collated=self.collate_fn is None)
         return ResumableLoader(
             views,
             batch_size=size,
@@ -221,6 +239,19 @@ class DistillDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available() if self.pin_memory is None else self.pin_memory,
             drop_last=training and self.drop_last and len(data) >= size,
         )
+
+    def _views(self, data: Any, seed: int) -> IndexedViews:
+        """The training data with as many views as are wanted."""
+        count, strong = self._asked
+        strong = strong if self.strong_views is None else self.strong_views
+        further = self._parts.get("strong") if strong else None
+        if strong and further is None and max(self.views, count) > 1:
+            warnings.warn(
+                f"{type(self).__name__} has no stronger augmentation with these options: further views are augmented "
+                "like the first (strong_views: false says that this is meant)",
+                stacklevel=3,
+            )
+        return IndexedViews(data, seed, max(self.views, count), collated=self.collate_fn is None, further=further)
 
     def _mixes(self, views: IndexedViews, seed: int) -> IndexedCollate:
         """The collate function that mixes, tried on one sample: a worker's sentence would come late, and long."""

@@ -19,6 +19,18 @@ def _map(value: Any, function: Any) -> Any:
     return value
 
 
+def _cat(parts: list[Any]) -> Any:
+    """Nested tensors, one after the other along the batch."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {key: _cat([part[key] for part in parts]) for key in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(_cat(list(items)) for items in zip(*parts, strict=True))
+    return first
+
+
 @dataclass
 class LoadedBatch:
     """A collated batch of a data set wrapped by `IndexedViews`.
@@ -76,3 +88,9 @@ class Batch:
     views: tuple[Any, ...] = ()
     teacher_inputs: Any = None
     size: int = 0
+
+    def joined(self, count: int) -> Batch:
+        """The first `count` views as one batch, view after view, for one pass of a network."""
+        shown = [self.inputs, *self.views[: count - 1]]
+        repeated = {name: _cat([getattr(self, name)] * len(shown)) for name in ("target", "mask", "index", "view")}
+        return replace(self, inputs=_cat(shown), views=(), size=self.size * len(shown), **repeated)

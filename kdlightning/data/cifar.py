@@ -11,6 +11,7 @@ import torch
 from kdlightning.data.arrays import ArrayData, CropFlip
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import existing, read_arrays
+from kdlightning.data.strong import StrongImages
 from kdlightning.errors import ConfigurationError
 
 
@@ -18,14 +19,16 @@ class CIFAR10(DistillDataModule):
     """CIFAR-10: 32×32 colour images, 10 classes, 50 000 for training and 10 000 for test.
 
     Training images are padded by 4 black pixels, cropped back at random and mirrored in half of the cases; all are
-    normalised by the training set's mean and deviation.
+    normalised by the training set's mean and deviation. Strong further views (`strong_views`) also change in contrast
+    and brightness and lose a square of up to half the side.
 
     Args:
         path: the folder that holds `cifar-10-batches-py`, or an `.npz` file with `x_train` `(N, H, W, 3)` uint8,
             `y_train` `(N,)`, `x_test`, `y_test` and perhaps `class_names`.
         download: fetch it into `path` first, by torchvision; nothing is fetched otherwise.
         augment: crop and mirror.
-        transform: instead of `augment`: called with one image `(3, H, W)` uint8, gives uint8 or floats from 0 to 1.
+        transform: instead of `augment`, for all views: called with one image `(3, H, W)` uint8, gives uint8 or floats
+            from 0 to 1.
         **options: those of `DistillDataModule`.
     """
 
@@ -94,7 +97,8 @@ class CIFAR10(DistillDataModule):
         look: dict[str, Any] = {"mean": self._mean, "std": self._std, "scale": 255}
         augment = CropFlip(padding=4) if self.augment else None
         train = ArrayData(*data[0], augment=augment, transform=self.transform, **look)
-        return Sources(train, ArrayData(*data[1], **look), plain=train.plain(), labels=train.labels)
+        strong = train.augmented(StrongImages(padding=4)) if self.transform is None else None
+        return Sources(train, ArrayData(*data[1], **look), plain=train.plain(), strong=strong, labels=train.labels)
 
     def _read_npz(self, path: Path) -> dict[str, tuple[Any, Any]]:
         arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))

@@ -48,7 +48,8 @@ class ImageFolder(DistillDataModule):
         path: the folder that holds `train`.
         size: side of the square that the model gets.
         augment: random resized crops and mirroring in training; else the centre crop as in evaluation.
-        train_transform: instead: called with the RGB PIL image, gives the tensor that the model gets.
+        train_transform: instead, for all views: called with the RGB PIL image, gives the tensor that the model gets.
+            Without it, strong further views (`strong_views`) get two operations of RandAugment as well.
         eval_transform: the same for evaluation; resize to 8/7 of `size`, centre crop, normalisation by default.
         mean: of the channels, for the normalisation; ImageNet's by default.
         std: of the channels.
@@ -108,6 +109,7 @@ class ImageFolder(DistillDataModule):
             test=None if test is None else self._images(test),
             val=self._images(files["val"]) if both else None,
             plain=self._images(files["train"]),
+            strong=None if self.train_transform is not None else self._images(files["train"], strong=True),
             labels=torch.tensor([label for _, label in files["train"]]),
         )
 
@@ -125,16 +127,18 @@ class ImageFolder(DistillDataModule):
             raise ConfigurationError(f"{folder} has no image files ({', '.join(IMG_EXTENSIONS[:4])}, …)")
         return samples
 
-    def _images(self, samples: list[tuple[str, int]], training: bool = False) -> _Images:
+    def _images(self, samples: list[tuple[str, int]], training: bool = False, strong: bool = False) -> _Images:
         from torchvision.transforms import v2
 
         own = self.train_transform if training else self.eval_transform
-        if own is not None:
+        if own is not None and not strong:
             return _Images(samples, own, RANDOM_SOURCES)
-        if training and self.augment:
+        if strong or (training and self.augment):
             steps: list[Any] = [v2.RandomResizedCrop(self.size, antialias=True), v2.RandomHorizontalFlip()]
+            steps += [v2.RandAugment(num_ops=2, magnitude=10)] if strong else []
         else:
             steps = [v2.Resize(round(self.size * 8 / 7), antialias=True), v2.CenterCrop(self.size)]
         steps += [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(self.mean, self.std)]
         # ToImage gives a tensor subclass, with which nothing later needs to be bothered.
-        return _Images(samples, v2.Compose([*steps, v2.ToPureTensor()]), ("torch",) if training else ())
+        random = training or strong
+        return _Images(samples, v2.Compose([*steps, v2.ToPureTensor()]), ("torch",) if random else ())

@@ -9,6 +9,7 @@ from typing import Any
 from kdlightning.data.arrays import ArrayData, CropFlip
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import existing, read_idx
+from kdlightning.data.strong import StrongImages
 from kdlightning.errors import ConfigurationError
 
 
@@ -20,7 +21,8 @@ class MNIST(DistillDataModule):
             (`MNIST/raw` below it) is found too.
         download: fetch MNIST into `path` first, by torchvision; nothing is fetched otherwise.
         augment: shift training images by up to two pixels.
-        transform: instead of `augment`: called with one image `(1, H, W)` uint8, gives uint8 or floats from 0 to 1.
+        transform: instead of `augment`, for all views: called with one image `(1, H, W)` uint8, gives uint8 or floats
+            from 0 to 1.
         mean: of the pixels, for the normalisation; MNIST's by default.
         std: of the pixels.
         **options: those of `DistillDataModule`.
@@ -71,7 +73,8 @@ class MNIST(DistillDataModule):
         )
         augment = CropFlip(padding=2, flip=False) if self.augment else None
         train = self._read(folder, "train", augment=augment, transform=self.transform)
-        return Sources(train, self._read(folder, "t10k"), plain=train.plain(), labels=train.labels)
+        strong = None if self.transform is not None else train.augmented(StrongImages(padding=2, flip=False))
+        return Sources(train, self._read(folder, "t10k"), plain=train.plain(), strong=strong, labels=train.labels)
 
     def _read(self, folder: Path, prefix: str, **options: Any) -> ArrayData:
         images = read_idx(_found(folder, f"{prefix}-images", "idx3-ubyte"))

@@ -10,6 +10,7 @@ from kdlightning.data.arrays import ArrayData
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import existing, read_arrays
 from kdlightning.data.signals import make_signals
+from kdlightning.data.strong import StrongSignals
 from kdlightning.errors import ConfigurationError
 
 
@@ -44,7 +45,7 @@ class MNIST1D(DistillDataModule):
         """Reads the file, or makes the signals."""
         if self.path is None:
             train, test = (ArrayData(*make_signals(count, seed)) for count, seed in ((4000, 0), (1000, 1)))
-            return Sources(train, test, labels=train.labels)
+            return Sources(train, test, strong=train.augmented(StrongSignals()), labels=train.labels)
         path = existing(self.path, type(self).__name__, "an .npz file with x_train, y_train, x_test, y_test")
         arrays = read_arrays(path, ("x_train", "y_train", "x_test", "y_test"))
         parts = []
@@ -57,4 +58,5 @@ class MNIST1D(DistillDataModule):
                     f"{path}: x_{part} {tuple(inputs.shape)} and y_{part} {tuple(targets.shape)} do not fit"
                 )
             parts.append(ArrayData(inputs, targets))
-        return Sources(parts[0], parts[1], labels=parts[0].labels)
+        train, test = parts
+        return Sources(train, test, strong=train.augmented(StrongSignals()), labels=train.labels)

@@ -67,9 +67,11 @@ class IndexedViews(Dataset):
         views: number of augmentations of each sample in a batch; 1 means just the one.
         collated: let a data set that can load whole batches do so (`BatchLoading`); for loaders without a
             collate function of their own.
+        further: the same samples under another, stronger augmentation: every view but the first comes from it.
 
     Raises:
-        ConfigurationError: for a data set without a length, an empty one, or fewer than one view.
+        ConfigurationError: for a data set without a length, an empty one, fewer than one view, or other samples in
+            `further`.
 
     Example:
         >>> data = IndexedViews([(torch.zeros(3), 0), (torch.ones(3), 1)])
@@ -77,7 +79,9 @@ class IndexedViews(Dataset):
         (1, 1)
     """
 
-    def __init__(self, dataset: Any, seed: int | None = None, views: int = 1, *, collated: bool = False) -> None:
+    def __init__(
+        self, dataset: Any, seed: int | None = None, views: int = 1, *, collated: bool = False, further: Any = None
+    ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ConfigurationError(
                 f"{type(dataset).__name__} has no length or cannot be indexed: IndexedViews needs a map-style data set"
@@ -86,12 +90,17 @@ class IndexedViews(Dataset):
             raise ConfigurationError(f"{type(dataset).__name__} is empty: give a data set with at least one sample")
         if views < 1:
             raise ConfigurationError(f"views must be at least 1, got {views}")
+        if further is not None and len(further) != len(dataset):
+            raise ConfigurationError(
+                f"further has {len(further)} samples and the data set {len(dataset)}: give the same samples in order"
+            )
         self.dataset = dataset
         self.seed = default_seed() if seed is None else seed
         self.views = views
-        # A transform works sample by sample, whatever else the data set can do.
-        self.collated = collated and isinstance(dataset, BatchLoading) and getattr(dataset, "transform", None) is None
-        self.random_sources: tuple[str, ...] = tuple(getattr(dataset, "random_sources", RANDOM_SOURCES))
+        self.further = dataset if further is None else further
+        self.collated = collated and _loads_batches(self.dataset) and _loads_batches(self.further)
+        sources = [getattr(data, "random_sources", RANDOM_SOURCES) for data in (self.dataset, self.further)]
+        self.random_sources: tuple[str, ...] = tuple(dict.fromkeys(name for names in sources for name in names))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -112,7 +121,7 @@ class IndexedViews(Dataset):
         samples = []
         for k in range(self.views):
             seed_generators(mix(self.seed, view, number, k), self.random_sources)
-            samples.append(self.dataset[number])
+            samples.append((self.further if k else self.dataset)[number])
         return IndexedItem(samples[0], number, view, tuple(samples[1:]))
 
     def _batch(self, indices: Sequence[int]) -> LoadedBatch:
@@ -122,8 +131,13 @@ class IndexedViews(Dataset):
             seeds = [mix_tensors(self.seed, view, index, k) for k in range(self.views)]
         else:
             seeds = [torch.zeros_like(index)] * self.views
-        batches = [self.dataset.load(index, of_view) for of_view in seeds]
+        batches = [(self.further if k else self.dataset).load(index, of_view) for k, of_view in enumerate(seeds)]
         return LoadedBatch(batches[0], index, view, tuple(batches[1:]))
+
+
+def _loads_batches(dataset: Any) -> bool:
+    """Whether whole batches can be asked for: a transform works sample by sample, whatever else the data set can do."""
+    return isinstance(dataset, BatchLoading) and getattr(dataset, "transform", None) is None
 
 
 def labels_of(dataset: Any) -> Tensor | None:
