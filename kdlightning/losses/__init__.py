@@ -27,10 +27,12 @@ from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_di
 from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
 from kdlightning.losses.relation.rkd import RKD, rkd_loss
 from kdlightning.losses.relation.sp import SP, sp_loss
+from kdlightning.losses.response.ctkd import CTKD
 from kdlightning.losses.response.dist import DIST, dist_loss
 from kdlightning.losses.response.dkd import DKD, dkd_loss
 from kdlightning.losses.response.hard_label_kd import HardLabelKD, hard_label_loss
 from kdlightning.losses.response.kd import KD, kd_loss
+from kdlightning.losses.response.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
 from kdlightning.losses.response.multi_label_kd import MultiLabelKD, multilabel_kd_loss
 from kdlightning.losses.response.nkd import NKD, nkd_loss
 from kdlightning.losses.response.wsld import WSLD, wsld_loss
@@ -47,24 +49,23 @@ from kdlightning.losses.token_terms import ForwardKL, JensenShannon, ReverseKL, 
 
 __all__ = [
     "AB",
-    "ActivationBoundary",
-    "ab_loss",
-    "OFD",
-    "ofd_loss",
-    "ofd_margin",
     "AT",
+    "CTKD",
     "CWD",
     "DIST",
     "DKD",
     "KD",
     "KDSVD",
     "MGD",
+    "MLKD",
     "NKD",
     "NST",
+    "OFD",
     "RKD",
     "SP",
     "VID",
     "WSLD",
+    "ActivationBoundary",
     "AttentionTransfer",
     "DistillationLoss",
     "FeatureLoss",
@@ -81,9 +82,12 @@ __all__ = [
     "ReviewKD",
     "TapLoss",
     "TokenDivergence",
+    "ab_loss",
     "attention_transfer_loss",
+    "batch_correlation_loss",
     "channel_adapter",
     "channels_first",
+    "class_correlation_loss",
     "cwd_loss",
     "dist_loss",
     "dkd_loss",
@@ -101,6 +105,8 @@ __all__ = [
     "multilabel_kd_loss",
     "nkd_loss",
     "nst_loss",
+    "ofd_loss",
+    "ofd_margin",
     "pearson_kd_loss",
     "pool_larger",
     "reverse_kl",

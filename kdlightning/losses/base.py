@@ -81,6 +81,13 @@ class ResponseLoss(DistillationLoss):
     compares: ClassVar[Literal["any", "classes", "labels"]] = "any"
     """"classes": softmax over classes, one a sample; "labels": a sigmoid for each label. Tasks without are refused."""
 
+    views: ClassVar[int] = 1
+    """How many augmentations of each sample it reads. With several, `student` and `teacher` are lists of the answers to
+    each, first view first, and the task's loss is the mean over the views."""
+
+    strong_views: ClassVar[bool] = False
+    """Whether the views after the first are to be augmented more strongly than it."""
+
 
 class TapLoss(DistillationLoss):
     """A loss on tensors from inside the networks, given as channels first: `(B, C)`, `(B, C, L)`, `(B, C, H, W)`."""
