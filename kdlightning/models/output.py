@@ -88,6 +88,27 @@ class ModelOutput:
         """Whether `logits` can be asked for."""
         return self._logits is not None or (self.hidden is not None and self.head is not None)
 
+    def split(self, count: int) -> list[ModelOutput]:
+        """The answers to `count` equal parts of the batch; logits are still computed once, when somebody asks."""
+        return [self._part(number, count) for number in range(count)]
+
+    def _part(self, number: int, count: int) -> ModelOutput:
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor.chunk(count)[number]
+
+        logits: Tensor | Callable[[], Tensor] | None = None
+        if isinstance(self._logits, Tensor):
+            logits = rows(self._logits)
+        elif self._logits is not None:
+            logits = lambda: rows(self.logits)  # noqa: E731
+        return ModelOutput(
+            logits,
+            taps={name: rows(tensor) for name, tensor in self.taps.items()},
+            hidden=None if self.hidden is None else rows(self.hidden),
+            head=self.head,
+            exits=[rows(tensor) for tensor in self.exits],
+        )
+
     def detach(self) -> ModelOutput:
         """The same answer outside the graph, for a network that teaches; still lazy."""
         logits = self._logits.detach() if isinstance(self._logits, Tensor) else None

@@ -26,13 +26,14 @@ from kdlightning.modules.optimization import OptimizationMixin
 from kdlightning.modules.preparation import PreparationMixin
 from kdlightning.modules.step import DistillStep
 from kdlightning.modules.time import TimeMixin
+from kdlightning.modules.views import ViewsMixin, check_same_classes
 from kdlightning.schedules import Schedule, Weight, weight_at
 from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
 from kdlightning.teachers import Teacher
 
 
-class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMixin, pl.LightningModule):
+class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMixin, ViewsMixin, pl.LightningModule):
     """Base of all modes, and the plain supervised run: the student learns from labels alone.
 
     The loss is Σ weight·term. Terms are the task's (`task`), the mode's, those that callbacks declare and those that
@@ -128,14 +129,17 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
     def make_step(self, batch: Batch, stage: str) -> DistillStep:
         """Runs the networks."""
         progress = self.progress
+        views = self.views if stage == "train" else 1
+        shown = batch if views == 1 else self._all_views(batch)
         teacher = None
         teaches_first = self.teacher is not None and not self.teacher.reads_student
         if self.teacher is not None and teaches_first:
-            teacher = self.teacher(batch, None, logits=self.reads_teacher_logits())
-        student = self._readers["student"](batch.inputs)
+            teacher = self.teacher(shown, None, logits=self.reads_teacher_logits())
+        student = self._readers["student"](shown.inputs)
         if self.teacher is not None and not teaches_first:
-            teacher = self.teacher(batch, student, logits=self.reads_teacher_logits())
-        return DistillStep(batch, student, teacher, [], progress, self.epoch_at(progress), stage)
+            teacher = self.teacher(shown, student, logits=self.reads_teacher_logits())
+        step = DistillStep(batch, student, teacher, [], progress, self.epoch_at(progress), stage)
+        return step if views == 1 else step.apart(views)
 
     def reads_teacher_logits(self) -> bool:
         """Whether a training step asks the teacher for logits."""
@@ -143,22 +147,20 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
 
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The terms of the mode: the task's, and the response's against the teacher."""
-        terms = {"task": self.task.loss(step.student, step.batch)} if self.is_active("task", step) else {}
+        terms = {"task": self.task_term(step)} if self.is_active("task", step) else {}
         if self.response is not None and step.teacher is not None and self.is_active(self.response.name, step):
             terms[self.response.name] = self.respond(self.response, step.student, step.teacher, step)
         return terms
 
     def respond(self, response: ResponseLoss, student: ModelOutput, teacher: ModelOutput, step: DistillStep) -> Tensor:
-        """A response loss between two answers."""
+        """A response loss between two answers, or between those to each view."""
+        if response.views > 1:
+            return self.respond_to_views(response, step)
         options = {"batch": step.batch, "progress": step.progress}
         if response.reads == "output":
             return response(student, teacher, **options)
         ours, theirs = student.logits, teacher.logits
-        if ours.shape != theirs.shape:
-            raise ConfigurationError(
-                f"{type(response).__name__}: the student gives logits {tuple(ours.shape)} and the teacher "
-                f"{tuple(theirs.shape)}: the class counts differ; use the same, or a label_map of FrozenTeacher"
-            )
+        check_same_classes(response, ours, theirs)
         return response(ours, theirs, **options)
 
     # -- training --------------------------------------------------------------------------------------------------

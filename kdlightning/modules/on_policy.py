@@ -59,6 +59,8 @@ class OnPolicyDistillation(OfflineDistillation):
         weights: weights by term name, numbers or schedules, merged over the objective's.
     """
 
+    runs_views: ClassVar[bool] = False
+
     def __init__(
         self,
         student: nn.Module,

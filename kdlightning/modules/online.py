@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -47,6 +47,8 @@ class OnlineDistillation(DistillModule):
         lr_interval: whether the scheduler steps every "epoch" or every "step".
         weights: weights by term name, numbers or schedules, merged over the defaults of the strategy.
     """
+
+    runs_views: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -57,6 +57,8 @@ class PreparationMixin:
         self._check_classes()
         self._forget_scores()
         fitting = stage == "fit"
+        if fitting:
+            self._ask_for_views()
         # A run that fails is never torn down: what callbacks declared is taken over here, once.
         self._declared, self._specs = self._specs, []
         self._knowledge = self._resolve_terms() if fitting else []

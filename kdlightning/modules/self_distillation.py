@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class SelfDistillation(DistillModule):
     """
 
     teacher: SelfTeacher | None
+    runs_views: ClassVar[bool] = False
 
     def __init__(
         self,

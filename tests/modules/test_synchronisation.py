@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 
 from kdlightning import (
     AT,
+    CTKD,
+    MLKD,
     RKD,
     CausalLM,
     Classification,
@@ -20,11 +22,13 @@ from kdlightning import (
     FeatureKD,
     FitNet,
     FrozenTeacher,
+    IndexedViews,
     MeanTeacher,
     OfflineDistillation,
     OnlineDistillation,
     RelationKD,
     SelfDistillation,
+    resumable,
 )
 
 # Each of these waits for the device: a value is read, or a shape depends on one.
@@ -93,6 +97,7 @@ CASES = {
         OfflineDistillation(n(4, 0), FrozenTeacher(n(6, 1), batch_stats=True), task=Classification(5)),
         [],
     ),
+    "ctkd": lambda n: (OfflineDistillation(n(4, 0), n(6, 1), task=Classification(5), response=CTKD()), []),
     "feature": lambda n: (
         OfflineDistillation(n(4, 0), n(6, 1), task=Classification(5)),
         [FeatureKD(FitNet(), HINT), FeatureKD(AT(), HINT), RelationKD(RKD(), {"pre_logits": "pre_logits"})],
@@ -114,6 +119,21 @@ def test_a_step_that_does_not_log_waits_for_nothing(
     trainer(callbacks=[*callbacks, count], log_every_n_steps=50, accumulate_grad_batches=accumulate).fit(
         module, loader()
     )
+    assert len(count.steps) == 4
+    assert [names for names in count.steps[1:] if names] == []
+
+
+def test_masks_over_several_views_are_found_on_the_device(net: Any, samples: Any, trainer: Any) -> None:
+    count = CountWaits()
+    module = OfflineDistillation(
+        net(4, 0),
+        net(6, 1),
+        task=Classification(5),
+        response=MLKD(),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
+    )
+    loader = resumable(IndexedViews(samples, views=2), batch_size=8)
+    trainer(callbacks=[count], log_every_n_steps=50).fit(module, loader)
     assert len(count.steps) == 4
     assert [names for names in count.steps[1:] if names] == []
 

@@ -1,0 +1,89 @@
+"""Several augmentations of each sample in one step: each network runs once, on all of them together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from kdlightning.data.batch import Batch
+from kdlightning.errors import ConfigurationError
+from kdlightning.losses.base import ResponseLoss
+from kdlightning.modules.step import DistillStep
+
+if TYPE_CHECKING:
+    from kdlightning.modules.base import DistillModule
+
+
+class ViewsMixin:
+    """How `DistillModule` serves a response that reads several views of each sample.
+
+    One forward pass of each network sees all views, so batch norms take their statistics over them together. The task's
+    loss is the mean over the views; taps, terms of one's own and evaluation see the first view alone.
+    """
+
+    runs_views: ClassVar[bool] = True
+    """Whether the mode can run several views; one that cannot refuses a response that reads them."""
+
+    @property
+    def views(self: DistillModule) -> int:  # type: ignore[misc]
+        """Views of each sample that a training step runs."""
+        return 1 if self.response is None else self.response.views
+
+    def _ask_for_views(self: DistillModule) -> None:  # type: ignore[misc]
+        """Tells our DataModules, before they make loaders, what is read; looks whether other loaders give it."""
+        count, response = self.views, self.response
+        if count > 1 and not self.runs_views:
+            raise ConfigurationError(
+                f"{type(response).__name__} reads {count} views of each sample, and {type(self).__name__} runs one: "
+                "use OfflineDistillation"
+            )
+        ask = getattr(getattr(self.trainer, "datamodule", None), "ask_for_views", None)
+        if ask is not None:
+            ask(count, strong=response is not None and response.strong_views)
+        if count > 1:
+            self._all_views(self.sample_batch())
+
+    def _all_views(self: DistillModule, batch: Batch) -> Batch:  # type: ignore[misc]
+        """All views that the response reads as one batch, view after view."""
+        name = type(self.response).__name__
+        if len(batch.views) + 1 < self.views:
+            raise ConfigurationError(
+                f"{name} reads {self.views} views of each sample, and this loader gives {len(batch.views) + 1}: give "
+                f"kdlightning.resumable(kdlightning.IndexedViews(data, views={self.views}))"
+            )
+        if batch.teacher_inputs is not None:
+            raise ConfigurationError(
+                f"{name} reads {self.views} views of each sample, and the teacher's own inputs have one: let the "
+                "teacher read the student's"
+            )
+        return batch.joined(self.views)
+
+    def task_term(self: DistillModule, step: DistillStep) -> Tensor:  # type: ignore[misc]
+        """The task's loss, a mean over the views."""
+        if not step.student_views:
+            return self.task.loss(step.student, step.batch)
+        shown = [step.batch, *(replace(step.batch, inputs=inputs) for inputs in step.batch.views)]
+        # A batch may hold more views than are read.
+        losses = [self.task.loss(*pair) for pair in zip(step.student_views, shown, strict=False)]
+        return sum(losses[1:], losses[0]) / len(losses)
+
+    def respond_to_views(self: DistillModule, response: ResponseLoss, step: DistillStep) -> Tensor:  # type: ignore[misc]
+        """A response loss between lists of the answers to each view."""
+        options = {"batch": step.batch, "progress": step.progress}
+        if response.reads == "output":
+            return response(step.student_views, step.teacher_views, **options)
+        ours = [output.logits for output in step.student_views]
+        theirs = [output.logits for output in step.teacher_views]
+        check_same_classes(response, ours[0], theirs[0])
+        return response(ours, theirs, **options)
+
+
+def check_same_classes(response: ResponseLoss, student: Tensor, teacher: Tensor) -> None:
+    """Raises ConfigurationError unless two answers have one shape."""
+    if student.shape != teacher.shape:
+        raise ConfigurationError(
+            f"{type(response).__name__}: the student gives logits {tuple(student.shape)} and the teacher "
+            f"{tuple(teacher.shape)}: the class counts differ; use the same, or a label_map of FrozenTeacher"
+        )
