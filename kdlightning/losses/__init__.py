@@ -14,17 +14,26 @@ from kdlightning.losses.base import (
 )
 from kdlightning.losses.feature.activation_boundary import AB, ActivationBoundary, ab_loss
 from kdlightning.losses.feature.attention_transfer import AT, AttentionTransfer, attention_transfer_loss
+from kdlightning.losses.feature.cat_kd import CATKD, cat_kd_loss
 from kdlightning.losses.feature.cwd import CWD, cwd_loss
+from kdlightning.losses.feature.factor_transfer import FT, FactorTransfer, factor_transfer_loss
 from kdlightning.losses.feature.fit_net import FitNet, fitnet_loss
 from kdlightning.losses.feature.kdsvd import KDSVD, kdsvd_loss
 from kdlightning.losses.feature.mgd import MGD, mgd_loss
 from kdlightning.losses.feature.nst import NST, nst_loss
 from kdlightning.losses.feature.ofd import OFD, ofd_loss, ofd_margin
+from kdlightning.losses.feature.paraphraser import Paraphraser
 from kdlightning.losses.feature.pearson_kd import PearsonKD, pearson_kd_loss
 from kdlightning.losses.feature.review_kd import ReviewKD, hcl_loss
+from kdlightning.losses.feature.simkd import SimKD, simkd_loss
+from kdlightning.losses.feature.srrl import SRRL, srrl_loss
 from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
 from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
+from kdlightning.losses.relation.cc import CC, cc_loss
+from kdlightning.losses.relation.fsp import FSP, fsp_loss
+from kdlightning.losses.relation.irg import IRG, irg_loss
+from kdlightning.losses.relation.pkt import PKT, pkt_loss
 from kdlightning.losses.relation.rkd import RKD, rkd_loss
 from kdlightning.losses.relation.sp import SP, sp_loss
 from kdlightning.losses.response.ctkd import CTKD
@@ -50,10 +59,15 @@ from kdlightning.losses.token_terms import ForwardKL, JensenShannon, ReverseKL, 
 __all__ = [
     "AB",
     "AT",
+    "CATKD",
+    "CC",
     "CTKD",
     "CWD",
     "DIST",
     "DKD",
+    "FSP",
+    "FT",
+    "IRG",
     "KD",
     "KDSVD",
     "MGD",
@@ -61,13 +75,16 @@ __all__ = [
     "NKD",
     "NST",
     "OFD",
+    "PKT",
     "RKD",
     "SP",
+    "SRRL",
     "VID",
     "WSLD",
     "ActivationBoundary",
     "AttentionTransfer",
     "DistillationLoss",
+    "FactorTransfer",
     "FeatureLoss",
     "FitNet",
     "ForwardKL",
@@ -75,26 +92,33 @@ __all__ = [
     "JensenShannon",
     "LossContext",
     "MultiLabelKD",
+    "Paraphraser",
     "PearsonKD",
     "RelationLoss",
     "ResponseLoss",
     "ReverseKL",
     "ReviewKD",
+    "SimKD",
     "TapLoss",
     "TokenDivergence",
     "ab_loss",
     "attention_transfer_loss",
     "batch_correlation_loss",
+    "cat_kd_loss",
+    "cc_loss",
     "channel_adapter",
     "channels_first",
     "class_correlation_loss",
     "cwd_loss",
     "dist_loss",
     "dkd_loss",
+    "factor_transfer_loss",
     "fitnet_loss",
     "forward_kl",
+    "fsp_loss",
     "hard_label_loss",
     "hcl_loss",
+    "irg_loss",
     "jensen_shannon",
     "kd_loss",
     "kdsvd_loss",
@@ -108,13 +132,16 @@ __all__ = [
     "ofd_loss",
     "ofd_margin",
     "pearson_kd_loss",
+    "pkt_loss",
     "pool_larger",
     "reverse_kl",
     "rkd_loss",
+    "simkd_loss",
     "skew_forward_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
     "sp_loss",
+    "srrl_loss",
     "term_name",
     "total_variation_distance",
     "vid_loss",

@@ -38,8 +38,8 @@ def ab_loss(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
             f"student and teacher features must have one shape: {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     with torch.no_grad():
-        turned = torch.where(teacher > 0, -1.0, 1.0).to(student.dtype)
-    return torch.relu(turned * student + margin).square().sum() / len(student)
+        turned = teacher.to(student.dtype, copy=True).gt_(0).mul_(-2).add_(1)  # −σ
+    return turned.mul(student).add_(margin).relu_().square().sum() / len(student)
 
 
 class ActivationBoundary(FeatureLoss):
