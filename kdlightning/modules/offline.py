@@ -12,7 +12,7 @@ from kdlightning.losses.token_terms import ForwardKL, TokenDivergence
 from kdlightning.modules.base import DistillModule
 from kdlightning.schedules import Weight
 from kdlightning.tasks import Task
-from kdlightning.teachers import Teacher, as_teacher
+from kdlightning.teachers import EnsembleTeacher, Teacher, as_teacher
 
 
 def check_response(response: ResponseLoss | None, task: Task) -> None:
@@ -38,12 +38,14 @@ def check_response(response: ResponseLoss | None, task: Task) -> None:
 
 def check_apart(student: nn.Module, teacher: Teacher | nn.Module | None) -> None:
     """Raises ConfigurationError if two networks are one, or share parameters, which freezing would freeze in both."""
-    network = getattr(teacher, "network", teacher)
-    if student is network:
-        raise ConfigurationError("teacher and student are the same object: build two networks")
-    if isinstance(network, nn.Module):
-        own = {id(parameter): name for name, parameter in student.named_parameters()}
-        shared = [own[id(parameter)] for parameter in network.parameters() if id(parameter) in own]
+    own = {id(parameter): name for name, parameter in student.named_parameters()}
+    members = teacher.members if isinstance(teacher, EnsembleTeacher) else [teacher]
+    for member in members:
+        network = getattr(member, "network", member)
+        if student is network:
+            raise ConfigurationError("teacher and student are the same object: build two networks")
+        parameters = network.parameters() if isinstance(network, nn.Module) else ()
+        shared = [own[id(parameter)] for parameter in parameters if id(parameter) in own]
         if shared:
             raise ConfigurationError(
                 f"teacher and student share {len(shared)} parameters, {shared[0]!r} among them: build two networks, or "
@@ -96,6 +98,8 @@ class OfflineDistillation(DistillModule):
         check_response(response, task)
         check_apart(student, teacher)
         self.teacher = as_teacher(teacher)
+        if self.teacher is not None:
+            self.teacher.check_task(task)
         self.response = response
 
     def setup(self, stage: str) -> None:

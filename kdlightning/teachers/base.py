@@ -31,6 +31,9 @@ class Teacher(nn.Module):
     constant: ClassVar[bool] = False
     reads_student: ClassVar[bool] = True
 
+    def check_task(self, task: Task) -> None:
+        """Raises ConfigurationError for a task of whose answers it can make nothing; called when a module is made."""
+
     def prepare(self, taps: Iterable[str], *, language: bool, logits: bool) -> None:
         """Told once, at setup, what will be read of its answers.
 
