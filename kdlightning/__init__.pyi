@@ -47,6 +47,7 @@ from kdlightning.losses import MGD as MGD
 from kdlightning.losses import MLKD as MLKD
 from kdlightning.losses import NKD as NKD
 from kdlightning.losses import NST as NST
+from kdlightning.losses import OFD as OFD
 from kdlightning.losses import PKT as PKT
 from kdlightning.losses import RKD as RKD
 from kdlightning.losses import SP as SP
@@ -62,6 +63,7 @@ from kdlightning.losses import ForwardKL as ForwardKL
 from kdlightning.losses import HardLabelKD as HardLabelKD
 from kdlightning.losses import JensenShannon as JensenShannon
 from kdlightning.losses import MultiLabelKD as MultiLabelKD
+from kdlightning.losses import Paraphraser as Paraphraser
 from kdlightning.losses import PearsonKD as PearsonKD
 from kdlightning.losses import RelationLoss as RelationLoss
 from kdlightning.losses import ResponseLoss as ResponseLoss
@@ -79,6 +81,7 @@ from kdlightning.models import ModelOutput as ModelOutput
 from kdlightning.models import ResNet1d as ResNet1d
 from kdlightning.models import SegmentationNet as SegmentationNet
 from kdlightning.models import cifar_model as cifar_model
+from kdlightning.models import started_from as started_from
 from kdlightning.models import timm_model as timm_model
 from kdlightning.models import transformers_model as transformers_model
 from kdlightning.modules import GKD as GKD

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError, nearest
-from kdlightning.modules.loading import load_student, read_checkpoint
+from kdlightning.modules.loading import load_student, plain_spec, read_checkpoint
 
 FORMATS = ("auto", "timm", "transformers", "safetensors")
 _MARK = "kdlightning_export.json"
@@ -97,7 +97,7 @@ def _spec(settings: Mapping[str, Any], which: str) -> Mapping[str, Any]:
     peers = settings.get("peers") or []
     number = int(which.removeprefix("peer")) - 1 if which.startswith("peer") else -1
     found = settings.get("student") if number < 0 else peers[number] if number < len(peers) else None
-    return found if isinstance(found, Mapping) else {}
+    return plain_spec(found) if isinstance(found, Mapping) else {}
 
 
 def load_line(kind: str, folder: Path, model: nn.Module) -> str:

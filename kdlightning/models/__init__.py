@@ -13,7 +13,7 @@ from kdlightning.models.cifar import (
     cifar_model,
 )
 from kdlightning.models.convnet import ConvNet
-from kdlightning.models.factories import timm_model, transformers_model
+from kdlightning.models.factories import started_from, timm_model, transformers_model
 from kdlightning.models.output import Head, ModelOutput
 from kdlightning.models.resnet1d import ResNet1d
 from kdlightning.models.segmentation_net import SegmentationNet
@@ -34,6 +34,7 @@ __all__ = [
     "cifar_model",
     "load_weights",
     "read_weights",
+    "started_from",
     "timm_model",
     "transformers_model",
 ]

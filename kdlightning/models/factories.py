@@ -1,4 +1,4 @@
-"""Models by name from timm and transformers."""
+"""Models by name from timm and transformers, and models that begin with the weights of an earlier run."""
 
 from __future__ import annotations
 
@@ -86,6 +86,19 @@ def transformers_model(
     if checkpoint is not None:
         load_weights(model, checkpoint, key_map)
     return model if peft is None else _with_lora(model, peft)
+
+
+def started_from(model: nn.Module, checkpoint: str, key_map: dict[str, str] | None = None) -> nn.Module:
+    """A network with the weights of an earlier run, for methods of several stages.
+
+    Exports, and `load_student`, see the network alone and need the file no more.
+
+    Args:
+        model: the network, built as the earlier run built it.
+        checkpoint: a local file of weights for it; of a run's checkpoint the student's are taken.
+        key_map: prefixes of key names in that file, old to new.
+    """
+    return load_weights(model, checkpoint, key_map)
 
 
 def _check_options(defaults: Any, given: dict[str, Any]) -> None:

@@ -77,7 +77,14 @@ def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Mo
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
     # Pretrained weights and checkpoints of the beginning are not needed again: the state dict follows.
-    return parser.instantiate_classes(parser.parse_object({"network": _without_files(spec)})).network
+    return parser.instantiate_classes(parser.parse_object({"network": _without_files(plain_spec(spec))})).network
+
+
+def plain_spec(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How a network itself is built, without the weights of an earlier run that it was started from."""
+    while str(spec.get("class_path", "")).rpartition(".")[2] == "started_from":
+        spec = spec["init_args"]["model"]
+    return spec
 
 
 def _without_files(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,26 @@ def test_a_timm_folder_loads_with_timm_alone(command, tmp_path: Path) -> None:
     assert "kdlightning" not in (tmp_path / "out" / "config.json").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_student_that_began_with_an_earlier_runs_weights_is_the_network_alone(command, tmp_path: Path) -> None:
+    network = {
+        "class_path": "kdlightning.timm_model",
+        "init_args": {"name": "test_resnet", "num_classes": 7, "in_chans": 1},
+    }
+    begin = checkpoint_of(network, tmp_path / "begin")
+    spec = {"class_path": "kdlightning.started_from", "init_args": {"model": network, "checkpoint": str(begin)}}
+    checkpoint = checkpoint_of(spec, tmp_path / "run")
+    begin.unlink()
+    inputs = torch.randn(2, 1, 32, 32)
+    outcome = command("export", "run", "--format", "timm", "--output", "out")
+    assert outcome.code == 0, outcome.err
+    import timm
+
+    loaded = timm.create_model("local-dir:out", pretrained=True).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(inputs), load_student(checkpoint)(inputs), rtol=0, atol=1e-6)
+
+
 def test_a_transformers_folder_loads_with_transformers_alone(command, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(BERT, tmp_path / "run")
     outcome = command("export", checkpoint, "--output", "out")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdlightning import ConfigurationError, ConvNet, timm_model, transformers_model
+from kdlightning import ConfigurationError, ConvNet, started_from, timm_model, transformers_model
 
 BERT = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -26,6 +26,22 @@ def test_timm_weights_come_from_a_local_file(tmp_path: Path) -> None:
     torch.save({"state_dict": renamed}, tmp_path / "renamed.pt")
     third = timm_model("test_resnet", num_classes=3, checkpoint=str(tmp_path / "renamed.pt"), key_map={"module.": ""})
     assert torch.equal(next(first.parameters()), next(third.parameters()))
+
+
+def test_a_network_begins_with_the_weights_of_an_earlier_run(tmp_path: Path) -> None:
+    first, second, third = (ConvNet(5, widths=(4, 6)) for _ in range(3))
+    state = {f"student.{name}": value for name, value in first.state_dict().items()}
+    torch.save({"state_dict": {**state, "adapters.hint.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    assert started_from(second, str(tmp_path / "last.ckpt")) is second
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert second.training
+    torch.save({f"net.{name}": value for name, value in first.state_dict().items()}, tmp_path / "renamed.pt")
+    started_from(third, str(tmp_path / "renamed.pt"), {"net.": ""})
+    assert torch.equal(first.fc.weight, third.fc.weight)
+    with pytest.raises(ConfigurationError, match="does not fit ConvNet"):
+        started_from(ConvNet(5, widths=(4,)), str(tmp_path / "last.ckpt"))
 
 
 def test_weights_of_other_classes_are_named(tmp_path: Path) -> None:
