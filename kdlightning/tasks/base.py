@@ -30,6 +30,7 @@ class Task:
             probabilities of classes then refuse the task.
         label_probabilities: True if each output's sigmoid is the probability of a label of its own.
         wants_hidden: True if networks should give `hidden` and `head` rather than full logits.
+        dense: True if there is an answer for each pixel, and not one a sample: `rows` lays them out for responses.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -38,6 +39,7 @@ class Task:
     class_probabilities: ClassVar[bool] = True
     label_probabilities: ClassVar[bool] = False
     wants_hidden: ClassVar[bool] = False
+    dense: ClassVar[bool] = False
     num_classes: int | None = None
 
     def batch(self, raw: Any) -> Batch:

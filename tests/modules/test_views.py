@@ -292,6 +292,16 @@ def test_modes_that_run_one_view_refuse_it(
         OfflineDistillation(language_model(0), language_model(1), task=CausalLM(), response=MLKD())
 
 
+def test_a_task_with_an_answer_for_each_pixel_refuses_it(net: Any) -> None:
+    class Pixels(Classification):
+        dense = True
+
+    with pytest.raises(
+        ConfigurationError, match="MLKD compares whole samples, and Pixels has an answer for each pixel"
+    ):
+        OfflineDistillation(net(4, 0), net(6, 1), task=Pixels(5), response=MLKD())
+
+
 def test_the_teachers_own_inputs_have_one_view(net: Any, loaders: Any, trainer: Any) -> None:
     class Own(Classification):
         def batch(self, raw: Any) -> Batch:

@@ -265,9 +265,17 @@ def test_a_member_that_shares_weights_with_the_student_is_refused() -> None:
             OfflineDistillation(student, EnsembleTeacher([net(6), shared]), task=Classification(5))
 
 
+class Pixels(Classification):
+    """A task with an answer for each pixel."""
+
+    dense = True
+
+
 @pytest.mark.parametrize(
     ("options", "task", "sentence"),
     [
+        ({"average": "probabilities"}, Pixels(5), "Pixels has none: set average: logits"),
+        ({"confidence": True}, Pixels(5), "Pixels has not one class a sample: leave confidence out"),
         ({"average": "probabilities"}, Regression(5), "Regression has none: set average: logits"),
         ({"average": "probabilities"}, MultiLabel(5), "MultiLabel has none: set average: logits"),
         ({"confidence": True}, MultiLabel(5), "MultiLabel has not one class a sample: leave confidence out"),
