@@ -29,7 +29,7 @@ CASES = (
         function="attention_transfer_loss",
         paper="Zagoruyko and Komodakis 2017",
         form="mean over samples and positions of squared differences of unit attention maps, p = 2",
-        shapes=((8, 16, 8, 8), (32, 32, 16, 16), (64, 64, 16, 16)),
+        shapes=((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8)),
         inputs=_inputs,
         ours=attention_transfer_loss,
         peers=(

@@ -29,7 +29,7 @@ CASES = (
         function="cwd_loss",
         paper="Shu et al. 2021",
         form="T²/(B·C) · Σ KL of softmaxes over the positions, T = 4",
-        shapes=((4, 16, 8, 8), (16, 32, 32, 32), (16, 19, 64, 128)),
+        shapes=((16, 64, 16, 16), (16, 19, 64, 64), (16, 19, 64, 128)),
         inputs=_inputs,
         ours=partial(cwd_loss, temperature=TEMPERATURE),
         peers=(

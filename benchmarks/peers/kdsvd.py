@@ -56,7 +56,7 @@ CASES = (
         function="kdsvd_loss",
         paper="Lee et al. 2018",
         form="sum over channels, mean over the batch; right singular vectors of positions by channels, k = 1",
-        shapes=((4, 8, 8, 8), (16, 32, 8, 8), (32, 64, 16, 16)),
+        shapes=((16, 16, 16, 16), (16, 32, 8, 8), (32, 64, 16, 16)),
         inputs=_inputs,
         ours=_ours,
         peers=(

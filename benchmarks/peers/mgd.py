@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from kdlightning.losses import MGD, mgd_loss
 from peers.base import Case, Peer, Shape, pair
 
-SHAPES: tuple[Shape, Shape, Shape] = ((4, 16, 8, 8), (16, 32, 16, 16), (32, 64, 16, 16))
+SHAPES: tuple[Shape, Shape, Shape] = ((16, 16, 32, 32), (16, 32, 16, 16), (16, 64, 8, 8))
 LAYERS = tuple(f"{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias"))
 
 

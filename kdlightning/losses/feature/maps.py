@@ -27,15 +27,21 @@ def common_maps(
             f"{method} needs two maps (batch, channels, positions…) of the same samples: "
             f"{tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    if layout == "channels_last" and student.shape[1:-1] != teacher.shape[1:-1]:
-        raise ValueError(
-            f"{student.shape[1]} and {teacher.shape[1]} tokens have no common grid: "
-            "use taps that give maps (batch, channels, height, width)"
-        )
-    student, teacher = channels_first(student, layout), channels_first(teacher, layout)
+    if layout != "channels_first":
+        student, teacher = _channels_first(student, teacher, layout)
     if same_channels and student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"{method} compares channel by channel, and there are {student.shape[1]} and {teacher.shape[1]}: "
             "map the student's to the teacher's first (adapter: linear)"
         )
-    return pool_larger(student, teacher.detach())
+    teacher = teacher.detach()
+    return (student, teacher) if student.shape[2:] == teacher.shape[2:] else pool_larger(student, teacher)
+
+
+def _channels_first(student: Tensor, teacher: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    if layout == "channels_last" and student.shape[1:-1] != teacher.shape[1:-1]:
+        raise ValueError(
+            f"{student.shape[1]} and {teacher.shape[1]} tokens have no common grid: "
+            "use taps that give maps (batch, channels, height, width)"
+        )
+    return channels_first(student, layout), channels_first(teacher, layout)

@@ -43,6 +43,12 @@ def test_attention_transfer_is_the_formula(random, assert_same, power: float) ->
     )
 
 
+def test_attention_transfer_can_be_differentiated_twice(random) -> None:
+    teacher, student = random(2, 3, 2, 2), random(2, 2, 2, 2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda f: attention_transfer_loss(f, teacher), student)
+    assert torch.autograd.gradgradcheck(lambda f: attention_transfer_loss(f, teacher), student)
+
+
 @pytest.mark.parametrize(("own", "other"), [((8, 8), (4, 4)), ((4, 4), (8, 8)), ((6, 4), (3, 8))])
 def test_attention_transfer_pools_the_larger(random, own: tuple[int, int], other: tuple[int, int]) -> None:
     student, teacher = random(2, 3, *own), random(2, 6, *other)
