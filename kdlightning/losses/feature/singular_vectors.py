@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 DEAD = 1e-20
 """Matrices without a larger element count as zero: their gradient, of the order 1/element, would overflow."""
@@ -52,6 +53,7 @@ class _RightVectors(torch.autograd.Function):
         return top + 0 * scale, strengths
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
         wide, scale, values, vectors, top, lengths = ctx.saved_tensors
         count = top.shape[-1]

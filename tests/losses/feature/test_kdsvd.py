@@ -75,6 +75,13 @@ def test_singular_vectors_have_the_numerical_gradient(random, shape: tuple[int, 
     assert torch.autograd.gradcheck(value, random(*shape).requires_grad_())
 
 
+def test_a_second_derivative_is_refused_and_not_wrong(random) -> None:
+    matrices = random(1, 3, 4).requires_grad_()
+    first = torch.autograd.grad(right_singular_vectors(matrices, 1)[0].sum(), matrices, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_singular_values_are_those_over_the_largest_element(random) -> None:
     for shape in ((3, 6, 4), (3, 4, 6)):
         matrices = random(*shape)
