@@ -103,22 +103,35 @@ def native_names(model: nn.Module) -> list[str]:
 def classifier_name(model: nn.Module) -> str | None:
     """Path of the last linear layer of a classifier, or None if it cannot be told."""
     modules = {module: name for name, module in model.named_modules()}
-    if hasattr(model, "get_classifier"):
-        head: object = cast(Any, model).get_classifier()
-        if isinstance(head, nn.Module) and not isinstance(head, nn.Identity):
-            return modules.get(head)
+    heads = classifiers(model)
+    if heads:
+        return modules.get(heads[0]) if len(heads) == 1 else None
     for name in ("classifier", "fc", "head", "score", "lm_head"):
         if isinstance(getattr(model, name, None), nn.Linear):
             return name
     return None
 
 
+def classifiers(model: nn.Module) -> list[nn.Module]:
+    """The classifiers that a model says it has; several if it adds up their logits.
+
+    A distilled model has a second one for its teacher's labels, beside the first.
+    """
+    head: object = cast(Any, model).get_classifier() if hasattr(model, "get_classifier") else None
+    if isinstance(head, (tuple, list)):
+        head = head[0]
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    return [part for part in heads if isinstance(part, nn.Module) and not isinstance(part, nn.Identity)]
+
+
 def classifier_path(model: nn.Module) -> str:
     """Like `classifier_name`, but refuses a model without one."""
     name = classifier_name(model)
     if name is None:
+        paths = [path for path, module in model.named_modules() if module in classifiers(model)]
+        what = f"has {len(paths)} classifier layers" if paths else "has no known classifier layer"
         raise TapError(
-            f"tap 'pre_logits': {type(model).__name__} has no known classifier layer; write its path, for example "
-            "fc:input"
+            f"tap 'pre_logits': {type(model).__name__} {what}; write its path, for example "
+            f"{paths[-1] if paths else 'fc'}:input"
         )
     return name

@@ -73,7 +73,9 @@ def test_no_validation_split_validates_on_test_and_says_so() -> None:
     assert numbers(data.val_dataloader()) == numbers(data.test_dataloader())
     assert len(numbers(data.train_dataloader())) == 30
     assert not Tiny().validates_on_test
-    assert Tiny(val_split=0, test=None).val_dataloader() == []
+    neither = Tiny(val_split=0, test=None)
+    assert neither.val_dataloader() == []
+    assert not neither.validates_on_test
 
 
 @pytest.mark.parametrize("drop_last", [False, True])
