@@ -32,7 +32,8 @@ def jobs_of(group: Group, options: argparse.Namespace) -> tuple[list[Job], list[
     """What is still to do: runs that others begin from, then the rest."""
     first, rest = [], []
     wanted = [(name, 0) for name in group.first]
-    wanted += [(name, seed) for seed in range(group.seeds) for name in (group.baseline, *group.methods)]
+    chosen = [name for name in group.methods if not options.methods or name in options.methods]
+    wanted += [(name, seed) for seed in range(group.seeds) for name in (group.baseline, *chosen)]
     for name, seed in dict.fromkeys(wanted):
         read = name in group.first and seed == 0
         kept = options.work / "runs" / group.run_name(name) / f"seed{seed}"
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = os.environ.get("KDLIGHTNING_DATA")
     parser.add_argument("--groups", nargs="+", choices=list(found), default=list(found), help="all by default")
+    parser.add_argument("--methods", nargs="+", help="configurations of these groups; all by default")
     parser.add_argument("--data", type=Path, default=folder and Path(folder), help="folder of the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/accuracy"), help="where runs go")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")

@@ -67,6 +67,7 @@ def draw(found: Iterable[Group], folder: Path) -> None:
     found = list(found)
     for metric, words, scale in (
         ("acc", "test accuracy, percentage points: right is better", 100),
+        ("miou", "test mean IoU, percentage points: right is better", 100),
         ("perplexity", "test perplexity: left is better", 1),
     ):
         chosen = [(group, _differences(group)) for group in found if group.metric == metric]

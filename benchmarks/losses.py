@@ -48,7 +48,9 @@ def backward(function: Callable[..., Tensor], inputs: Sequence[Any]) -> tuple[fl
     learned = [value for value in inputs if isinstance(value, Tensor) and value.requires_grad]
     value = function(*inputs)
     gradients = torch.autograd.grad(value, learned, allow_unused=True)
-    return float(value.detach()), [torch.zeros_like(t) if g is None else g for g, t in zip(gradients, learned, strict=True)]
+    return float(value.detach()), [
+        torch.zeros_like(t) if g is None else g for g, t in zip(gradients, learned, strict=True)
+    ]
 
 
 def in_double(value: Any) -> Any:

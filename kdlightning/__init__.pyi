@@ -69,6 +69,7 @@ from kdlightning.losses import RelationLoss as RelationLoss
 from kdlightning.losses import ResponseLoss as ResponseLoss
 from kdlightning.losses import ReverseKL as ReverseKL
 from kdlightning.losses import ReviewKD as ReviewKD
+from kdlightning.losses import SimKD as SimKD
 from kdlightning.models import CifarMobileNetV2 as CifarMobileNetV2
 from kdlightning.models import CifarResNet as CifarResNet
 from kdlightning.models import CifarShuffleNetV1 as CifarShuffleNetV1
@@ -78,6 +79,7 @@ from kdlightning.models import CifarWideResNet as CifarWideResNet
 from kdlightning.models import ConvNet as ConvNet
 from kdlightning.models import Head as Head
 from kdlightning.models import ModelOutput as ModelOutput
+from kdlightning.models import ProjectedStudent as ProjectedStudent
 from kdlightning.models import ResNet1d as ResNet1d
 from kdlightning.models import SegmentationNet as SegmentationNet
 from kdlightning.models import cifar_model as cifar_model

@@ -3,6 +3,7 @@
 from kdlightning.data.base import DistillDataModule
 from kdlightning.data.batch import Batch, LoadedBatch
 from kdlightning.data.cifar import CIFAR10, CIFAR100
+from kdlightning.data.digit_scenes import DigitScenes
 from kdlightning.data.digits import Digits
 from kdlightning.data.image_folder import ImageFolder
 from kdlightning.data.loader import ResumableLoader, resumable
@@ -18,6 +19,7 @@ __all__ = [
     "MNIST",
     "MNIST1D",
     "Batch",
+    "DigitScenes",
     "Digits",
     "DistillDataModule",
     "ImageFolder",

@@ -25,7 +25,7 @@ from kdlightning.losses.feature.ofd import OFD, ofd_loss, ofd_margin
 from kdlightning.losses.feature.paraphraser import Paraphraser
 from kdlightning.losses.feature.pearson_kd import PearsonKD, pearson_kd_loss
 from kdlightning.losses.feature.review_kd import ReviewKD, hcl_loss
-from kdlightning.losses.feature.simkd import SimKD, simkd_loss
+from kdlightning.losses.feature.sim_kd import SimKD, simkd_loss
 from kdlightning.losses.feature.srrl import SRRL, srrl_loss
 from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence

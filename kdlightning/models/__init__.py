@@ -15,6 +15,7 @@ from kdlightning.models.cifar import (
 from kdlightning.models.convnet import ConvNet
 from kdlightning.models.factories import started_from, timm_model, transformers_model
 from kdlightning.models.output import Head, ModelOutput
+from kdlightning.models.projected import ProjectedStudent
 from kdlightning.models.resnet1d import ResNet1d
 from kdlightning.models.segmentation_net import SegmentationNet
 from kdlightning.models.weights import load_weights, read_weights
@@ -29,6 +30,7 @@ __all__ = [
     "ConvNet",
     "Head",
     "ModelOutput",
+    "ProjectedStudent",
     "ResNet1d",
     "SegmentationNet",
     "cifar_model",

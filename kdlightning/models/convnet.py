@@ -40,7 +40,7 @@ class ConvNet(nn.Module):
         self.stages = nn.Sequential()
         channels = in_channels
         for number, width in enumerate(widths):
-            self.stages.append(_stage(channels, width, depth, 1 if number == 0 else 2, dimensions))
+            self.stages.append(conv_stage(channels, width, depth, 1 if number == 0 else 2, dimensions))
             channels = width
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(1) if dimensions == 2 else nn.AdaptiveAvgPool1d(1)
         self.flatten = nn.Flatten()
@@ -52,7 +52,8 @@ class ConvNet(nn.Module):
         return self.fc(self.dropout(self.flatten(self.pool(self.stages(x)))))
 
 
-def _stage(in_channels: int, width: int, depth: int, stride: int, dimensions: int) -> nn.Sequential:
+def conv_stage(in_channels: int, width: int, depth: int, stride: int, dimensions: int = 2) -> nn.Sequential:
+    """`depth` times (3-wide convolution, batch norm, ReLU), the first with a stride."""
     convolution: Any = nn.Conv2d if dimensions == 2 else nn.Conv1d
     norm: Any = nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d
     layers: list[nn.Module] = []

@@ -156,12 +156,13 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         """A response loss between two answers, or between those to each view."""
         if response.views > 1:
             return self.respond_to_views(response, step)
-        options = {"batch": step.batch, "progress": step.progress}
         if response.reads == "output":
-            return response(student, teacher, **options)
-        ours, theirs = student.logits, teacher.logits
+            return response(student, teacher, batch=step.batch, progress=step.progress)
+        ours, theirs, batch = self.task.rows(student.logits, teacher.logits, step.batch)
         check_same_classes(response, ours, theirs)
-        return response(ours, theirs, **options)
+        if not len(ours):  # no pixel of the batch counts: a zero that keeps the graph whole
+            return ours.sum()
+        return response(ours, theirs, batch=batch, progress=step.progress)
 
     # -- training --------------------------------------------------------------------------------------------------
 

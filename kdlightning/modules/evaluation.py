@@ -73,7 +73,7 @@ class EvaluationMixin:
         answer = self._teacher_answer(batch, student, stage)
         if stage not in self._teacher_scores:
             self.board("teacher").add(answer, batch)
-        if self._comparable(student, answer):
+        if self.task.comparable(student, answer):
             self.board("comparison").compare(student, answer, batch)
         return answer
 
@@ -88,10 +88,6 @@ class EvaluationMixin:
             kind = "comparison" if name == "comparison" else "scores"
             self._boards[name] = Scoreboard(self.task, kind).to(self.device)
         return self._boards[name]
-
-    def _comparable(self: DistillModule, student: ModelOutput, teacher: ModelOutput) -> bool:  # type: ignore[misc]
-        # A single number a sample may come as (B,) from one network and as (B, 1) from the other.
-        return self.task.counts_tokens or student.logits.squeeze(-1).shape == teacher.logits.squeeze(-1).shape
 
     def _teacher_answer(  # type: ignore[misc]
         self: DistillModule, batch: Batch, student: ModelOutput, stage: str

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlightning.errors import NonFiniteLossError
+from kdlightning.errors import ConfigurationError, NonFiniteLossError
+from kdlightning.tasks import Task
 
 _NEVER = 2**62
 
@@ -89,6 +90,15 @@ def check_weights(module: nn.Module, step: int, trainer: Any) -> None:
             f"{len(bad)} of {len(trained)} parameters, {bad[0]} among them, became NaN or infinite by step {step} "
             f"while the loss was finite: a gradient was not; {last_finite(trainer)}. Lower the learning rate, or clip "
             "gradients."
+        )
+
+
+def check_one_answer(task: Task, mode: str) -> None:
+    """Raises ConfigurationError if a mode that compares one answer a sample gets a task with one for each pixel."""
+    if task.dense:
+        raise ConfigurationError(
+            f"{mode} compares one answer a sample, and {type(task).__name__} has one for each pixel: use "
+            "OfflineDistillation"
         )
 
 

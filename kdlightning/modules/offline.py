@@ -20,6 +20,9 @@ def check_response(response: ResponseLoss | None, task: Task) -> None:
     name, kind = type(response).__name__, type(task).__name__
     if isinstance(response, TokenDivergence) and not task.counts_tokens:
         raise ConfigurationError(f"{name} sums over tokens, and {kind} has none: give KD(), or the task CausalLM")
+    if response is not None and task.dense and (response.reads != "logits" or response.reads_fields):
+        read = " and ".join(sorted(response.reads_fields)) or "whole outputs"
+        raise ConfigurationError(f"{name} reads {read} of samples, and {kind} has an answer for each pixel: give KD()")
     if response is not None and task.dense and response.views > 1:
         raise ConfigurationError(f"{name} compares whole samples, and {kind} has an answer for each pixel: give KD()")
     if response is None or response.compares == "any":

@@ -13,6 +13,7 @@ from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.base import DistillModule
+from kdlightning.modules.guards import check_one_answer
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.strategies import DML, OnlineStrategy
@@ -71,6 +72,7 @@ class OnlineDistillation(DistillModule):
             lr_interval=lr_interval,
             weights=weights,
         )
+        check_one_answer(task, type(self).__name__)
         if not peers:
             raise ConfigurationError(
                 "peers is empty: online distillation needs at least one network beside the student"

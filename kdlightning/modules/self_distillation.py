@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.modules.base import DistillModule
+from kdlightning.modules.guards import check_one_answer
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.tasks import Task
@@ -55,6 +56,7 @@ class SelfDistillation(DistillModule):
             lr_interval=lr_interval,
             weights=weights,
         )
+        check_one_answer(task, type(self).__name__)
         if teacher is not None:
             if not isinstance(teacher, SelfTeacher):
                 raise ConfigurationError(

@@ -5,5 +5,6 @@ from kdlightning.tasks.causal_lm import CausalLM
 from kdlightning.tasks.classification import Classification
 from kdlightning.tasks.multi_label import MultiLabel
 from kdlightning.tasks.regression import Regression
+from kdlightning.tasks.segmentation import Segmentation
 
-__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Task"]
+__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task"]

@@ -80,6 +80,10 @@ class Task:
         """What a mean divides by: samples, or counted tokens."""
         return batch.size
 
+    def rows(self, student: Tensor, teacher: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Batch]:
+        """What a response loss is given: both logits with an answer a row, and a batch with as many targets."""
+        return student, teacher, batch
+
     def metrics(self) -> dict[str, Metric]:
         """Fresh metrics by their short name, for example `{"acc": …}`."""
         return {}
@@ -90,6 +94,11 @@ class Task:
     def comparison(self) -> dict[str, Metric]:
         """Fresh metrics that compare a student with its teacher, for example `{"agreement": …, "kl": …}`."""
         return {}
+
+    def comparable(self, student: ModelOutput, teacher: ModelOutput) -> bool:
+        """Whether `compare` can be asked: two answers of one shape, by default."""
+        # A single number a sample may come as (B,) from one network and as (B, 1) from the other.
+        return self.counts_tokens or student.logits.squeeze(-1).shape == teacher.logits.squeeze(-1).shape
 
     def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to the metrics of `comparison`."""

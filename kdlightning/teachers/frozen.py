@@ -106,12 +106,13 @@ class FrozenTeacher(NetworkTeacher):
                 output = self.reader(inputs, logits=logits)
         if self.label_map is None or not output.has_logits:
             return output
-        if max(self.label_map) >= output.logits.shape[-1]:
+        classes = 1 if output.logits.ndim == 4 else -1  # a map of logits has its classes in front
+        if max(self.label_map) >= output.logits.shape[classes]:
             raise ConfigurationError(
                 f"FrozenTeacher: label_map names class {max(self.label_map)}, and the teacher has "
-                f"{output.logits.shape[-1]}"
+                f"{output.logits.shape[classes]}"
             )
-        return ModelOutput(output.logits.index_select(-1, self.columns), taps=output.taps)
+        return ModelOutput(output.logits.index_select(classes, self.columns), taps=output.taps)
 
     def _convert(self, inputs: Any) -> Any:
         if self.scale is None or self.shift is None:

@@ -127,7 +127,7 @@ def test_finished_runs_are_skipped_and_others_are_whole_commands(
 ) -> None:
     group = scripts["accuracy_groups"].groups()["mnist1d"]
     monkeypatch.setattr(scripts["accuracy_tables"], "RESULTS", tmp_path / "accuracy")
-    options = argparse.Namespace(work=tmp_path, data=tmp_path, threads=1)
+    options = argparse.Namespace(work=tmp_path, data=tmp_path, threads=1, methods=None)
     before = scripts["accuracy"].jobs_of(group, options)
     scripts["paired"].write(scripts["accuracy_tables"].place(group, "online/dml", 1), {})
     first, rest = scripts["accuracy"].jobs_of(group, options)

@@ -67,7 +67,8 @@ class FactorTransfer(FeatureLoss):
                 `adapters.paraphraser.teacher.losses.1`.
         """
         super().__init__()
-        self.source = paraphraser
+        # jsonargparse hands the null of a command line's nested option on as text.
+        self.source = None if paraphraser == "None" else paraphraser
         self.key = key
 
     def adapter(self, student: Shape, teacher: Shape) -> None:

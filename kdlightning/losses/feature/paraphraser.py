@@ -126,7 +126,7 @@ def read_encoder(path: str, shape: Shape, key: str | None = None) -> nn.Sequenti
 
 def _read(path: str) -> dict[str, Tensor]:
     if not Path(path).is_file():
-        raise ValueError(f"there is no paraphraser at {path}: train one first, with the loss Paraphraser")
+        raise ValueError(f"there is no paraphraser at {path}: train it first, in a run with the loss Paraphraser")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, OSError) as error:

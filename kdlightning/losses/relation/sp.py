@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from kdlightning.losses.base import RelationLoss
 from kdlightning.losses.numerics import full_precision
+from kdlightning.losses.relation.products import gram, unit_rows
 from kdlightning.losses.relation.samples import flat_samples
 
 
@@ -28,7 +29,7 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar; float32 or better. A batch of one sample gives 0.
     """
     student, teacher = flat_samples(student, teacher)
-    return F.mse_loss(F.normalize(student @ student.T, dim=1), F.normalize(teacher @ teacher.T, dim=1))
+    return F.mse_loss(unit_rows(gram(student)), unit_rows(gram(teacher)))
 
 
 class SP(RelationLoss):

@@ -30,9 +30,7 @@ class CTKD(ResponseLoss):
     compares = "classes"
     default_weights = {"task": 0.1, "ctkd": 0.9}
 
-    def __init__(
-        self, low: float = 1.0, span: float = 20.0, ramp: float = 10 / 240, standardize: bool = False
-    ) -> None:
+    def __init__(self, low: float = 1.0, span: float = 20.0, ramp: float = 10 / 240, standardize: bool = False) -> None:
         """
         Args:
             low: the temperature's lower bound, above 0 (`t_start` of the authors' code).

@@ -189,7 +189,7 @@ def built(loss: FactorTransfer, shape: tuple[int, ...] = (2, 6, 8)) -> None:
         (lambda p: Paraphraser(rate=1.5), "rate must lie between 0 and 1"),
         (lambda p: Paraphraser().build([(2, 3)], [(2, 3, 4, 4, 4)]), "needs vectors or maps"),
         (lambda p: built(FactorTransfer()), "give paraphraser, the checkpoint of the method's first stage"),
-        (lambda p: built(FactorTransfer(str(p / "no.ckpt"))), "no paraphraser at .*no.ckpt: train one first"),
+        (lambda p: built(FactorTransfer(str(p / "no.ckpt"))), "no paraphraser at .*no.ckpt: train it first"),
         (
             lambda p: built(FactorTransfer(str(p / "other.ckpt"))),
             "other.ckpt holds no paraphraser: name the checkpoint",
