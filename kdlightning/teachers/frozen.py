@@ -33,7 +33,8 @@ class FrozenTeacher(NetworkTeacher):
         label_map: for each class of the student, the number of the teacher's class.
         student_normalization: `(mean, std)` with which the loader normalised the images, per channel.
         teacher_normalization: `(mean, std)` that the teacher was trained with; images are converted between the two.
-        batch_stats: normalise with batch statistics, as some feature methods want, without changing the running ones.
+        batch_stats: in training, normalise with batch statistics, as some feature methods want, without changing the
+            running ones; the teacher's scores are measured with these.
     """
 
     constant: ClassVar[bool] = True
@@ -99,7 +100,7 @@ class FrozenTeacher(NetworkTeacher):
             # Somebody who holds the network may have switched it, or a part of it.
             self.network.eval()
         inputs = self._in_own_precision(self._convert(teacher_inputs(batch)))
-        if not self.batch_stats:
+        if not (self.batch_stats and self.training):
             output = self.reader(inputs, logits=logits)
         else:
             with _batch_statistics(self.network):

@@ -109,6 +109,16 @@ def test_batch_statistics_are_those_of_training_mode(samples: Any) -> None:
     assert not torch.equal(answer.logits, FrozenTeacher(network)(Batch(x), None).logits)
 
 
+def test_its_scores_are_measured_with_its_own_statistics(samples: Any, trainer: Any) -> None:
+    scores, network = [], net(6)
+    for batch_stats in (False, True):
+        module = OfflineDistillation(net(4), FrozenTeacher(network, batch_stats=batch_stats), task=Classification(5))
+        runner = trainer()
+        runner.fit(module, DataLoader(samples, 8), DataLoader(samples, 8))
+        scores.append(float(runner.callback_metrics["val/teacher_loss"]))
+    assert scores[0] == scores[1]
+
+
 def test_label_map_picks_the_teachers_classes(samples: Any, trainer: Any) -> None:
     wide = ConvNet(9)
     x = samples.tensors[0]
