@@ -13,7 +13,7 @@ from torch.func import functional_call
 from kdlightning.losses import OFD, LossContext, ofd_loss
 from peers.base import Case, Peer, Shape, pair
 
-SHAPES: tuple[Shape, Shape, Shape] = ((16, 32, 8, 8), (64, 64, 16, 16), (64, 256, 16, 16))
+SHAPES: tuple[Shape, Shape, Shape] = ((64, 16, 32, 32), (64, 32, 16, 16), (64, 64, 8, 8))
 NAMES = ("0.weight", "1.weight", "1.bias")
 
 
