@@ -60,6 +60,8 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "Paraphraser",
         "PearsonKD",
         "RKD",
+        "QueueSoftmax",
+        "CRD",
         "RelationLoss",
         "ResponseLoss",
         "ReverseKL",

@@ -34,6 +34,7 @@ from kdlightning.losses import AB as AB
 from kdlightning.losses import AT as AT
 from kdlightning.losses import CATKD as CATKD
 from kdlightning.losses import CC as CC
+from kdlightning.losses import CRD as CRD
 from kdlightning.losses import CTKD as CTKD
 from kdlightning.losses import CWD as CWD
 from kdlightning.losses import DIST as DIST
@@ -65,6 +66,7 @@ from kdlightning.losses import JensenShannon as JensenShannon
 from kdlightning.losses import MultiLabelKD as MultiLabelKD
 from kdlightning.losses import Paraphraser as Paraphraser
 from kdlightning.losses import PearsonKD as PearsonKD
+from kdlightning.losses import QueueSoftmax as QueueSoftmax
 from kdlightning.losses import RelationLoss as RelationLoss
 from kdlightning.losses import ResponseLoss as ResponseLoss
 from kdlightning.losses import ReverseKL as ReverseKL

@@ -31,9 +31,11 @@ from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
 from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
 from kdlightning.losses.relation.cc import CC, cc_loss
+from kdlightning.losses.relation.crd import CRD
 from kdlightning.losses.relation.fsp import FSP, fsp_loss
 from kdlightning.losses.relation.irg import IRG, irg_loss
 from kdlightning.losses.relation.pkt import PKT, pkt_loss
+from kdlightning.losses.relation.queue_softmax import QueueSoftmax, queue_softmax_loss
 from kdlightning.losses.relation.rkd import RKD, rkd_loss
 from kdlightning.losses.relation.sp import SP, sp_loss
 from kdlightning.losses.response.ctkd import CTKD
@@ -61,6 +63,7 @@ __all__ = [
     "AT",
     "CATKD",
     "CC",
+    "CRD",
     "CTKD",
     "CWD",
     "DIST",
@@ -76,6 +79,7 @@ __all__ = [
     "NST",
     "OFD",
     "PKT",
+    "QueueSoftmax",
     "RKD",
     "SP",
     "SRRL",
@@ -134,6 +138,7 @@ __all__ = [
     "pearson_kd_loss",
     "pkt_loss",
     "pool_larger",
+    "queue_softmax_loss",
     "reverse_kl",
     "rkd_loss",
     "simkd_loss",
