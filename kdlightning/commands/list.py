@@ -45,14 +45,15 @@ def _keep(headers: list[dict[str, str]], key: str, value: str | None) -> list[di
     if value is None:
         return headers
     wanted = value.replace("-", "_").lower()
-    known = {_plain(header.get(key, "")) for read in shipped().values() for header in [read_header(read)]} - {""}
+    known = {word for read in shipped().values() for word in _words(read_header(read).get(key, ""))}
     if wanted not in known:
         raise ConfigurationError(f"--{key} {value}: nothing that ships has it{nearest(wanted, known)}")
-    return [header for header in headers if _plain(header.get(key, "")) == wanted]
+    return [header for header in headers if wanted in _words(header.get(key, ""))]
 
 
-def _plain(value: str) -> str:
-    return value.replace("-", "_").lower()
+def _words(value: str) -> list[str]:
+    """What a header says of one thing; a recipe may name several, with commas."""
+    return [word for part in value.split(",") if (word := part.strip().replace("-", "_").lower())]
 
 
 def table(headers: list[dict[str, str]]) -> str:

@@ -65,7 +65,7 @@ EARLY = [
     (["-c", "tiny.yaml", "--ckpt_path", "no.ckpt"], "--ckpt_path: there is no file no.ckpt"),
     (["-c", "tiny.yaml", "--model.teacher.checkpoint=no.ckpt"], "model.teacher.checkpoint: there is no file no.ckpt"),
     (["-c", "tiny.yaml", "--name", "../up"], "--name '../up': use letters"),
-    (["-c", "offline/response/kd"], "make it with: kdlightning fit -c supervised/digits_teacher"),
+    (["-c", "offline/response/kd"], "make it with: kdlightning fit -c supervised/mnist1d_teacher"),
     (["-c", "recipes/quickstart"], "is a recipe: kdlightning run"),
 ]
 
