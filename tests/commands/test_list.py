@@ -22,7 +22,7 @@ def test_json_is_every_header_with_its_config(command) -> None:
 def test_filters_keep_what_has_the_value(command) -> None:
     headers = json.loads(command("list", "--json", "--knowledge", "relation", "--mode", "offline").out)
     assert headers
-    assert all(header["knowledge"] == "relation" and header["mode"] == "offline" for header in headers)
+    assert all("relation" in header["knowledge"] and header["mode"] == "offline" for header in headers)
     assert (
         command("list", "--access", "black-box", "--json").out == command("list", "--access", "black_box", "--json").out
     )
