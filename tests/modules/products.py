@@ -23,6 +23,30 @@ from kdlightning.data.loader import ResumableLoader
 
 METHODS = ("labels", "kd", "dkd", "dml_2", "dml_3", "pskd", "mean_teacher", "forward_kl", "gkd")
 CALLBACKS = ("none", "fit_net", "attention_transfer", "rkd", "sp")
+RESPONSES = {
+    "dist": kd.DIST,
+    "nkd": kd.NKD,
+    "wsld": kd.WSLD,
+    "hard_label_kd": kd.HardLabelKD,
+    "ctkd": kd.CTKD,
+}
+"""Further responses, each without a callback and with one."""
+FURTHER = {
+    "nst": kd.NST,
+    "vid": kd.VID,
+    "cwd": kd.CWD,
+    "pearson_kd": kd.PearsonKD,
+    "mgd": kd.MGD,
+    "review_kd": kd.ReviewKD,
+    "srrl": kd.SRRL,
+    "catkd": kd.CATKD,
+    "pkt": kd.PKT,
+    "cc": kd.CC,
+    "fsp": kd.FSP,
+    "crd": lambda: kd.CRD(dimensions=4),
+    "queue_softmax": lambda: kd.QueueSoftmax(size=8),
+}
+"""Further losses on taps, each with KD."""
 LANGUAGE = ("forward_kl", "gkd")
 WITHOUT_TAPS = ("labels", "pskd")
 """Methods whose teacher is no network: a knowledge callback is refused."""
@@ -88,8 +112,8 @@ def setting(method: str, callback: str) -> tuple[kd.DistillModule, list[Any], An
     task, student = kd.Classification(5), net(4, 0, dropout=0.3)
     if method == "labels":
         module = kd.DistillModule(student, task=task, **options)
-    elif method in ("kd", "dkd"):
-        response = kd.KD() if method == "kd" else kd.DKD()
+    elif method in ("kd", "dkd", *RESPONSES):
+        response = {"kd": kd.KD, "dkd": kd.DKD, **RESPONSES}[method]()
         module = kd.OfflineDistillation(student, net(6, 1), task=task, response=response, **options)
     elif method in ("dml_2", "dml_3"):
         peers = [net(5 + number, 1 + number) for number in range(int(method[-1]) - 1)]
@@ -104,10 +128,22 @@ def knowledge(callback: str, feature: str, relation: str) -> list[Any]:
     """The callback of a name, on taps that both networks have."""
     if callback == "none":
         return []
+    if callback in FURTHER:
+        loss = FURTHER[callback]()
+        deep = {"stages.1": "stages.1"}
+        pairs = {"stages.0": "stages.0", **deep} if loss.joint else deep
+        return [(kd.FeatureKD if isinstance(loss, kd.FeatureLoss) else kd.RelationKD)(loss, pairs)]
     if callback in ("fit_net", "attention_transfer"):
         loss = kd.FitNet(relu=False) if callback == "fit_net" else kd.AT()
         return [kd.FeatureKD(loss, {feature: feature})]
     return [kd.RelationKD(kd.RKD() if callback == "rkd" else kd.SP(), {relation: relation})]
+
+
+def pairs_of() -> list[tuple[str, str]]:
+    """All products."""
+    found = [(m, c) for m in METHODS for c in (CALLBACKS if m not in WITHOUT_TAPS else ("none",))]
+    found += [(method, callback) for method in RESPONSES for callback in ("none", "fit_net")]
+    return found + [("kd", callback) for callback in FURTHER]
 
 
 def loaders(data: Any, batch_size: int) -> list[ResumableLoader]:
@@ -151,9 +187,6 @@ if __name__ == "__main__":
     for _name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(_name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    reports = {}
-    for _method in METHODS:
-        for _callback in CALLBACKS if _method not in WITHOUT_TAPS else ("none",):
-            reports[f"{_method} {_callback}"] = train_on_two(_method, _callback)
+    reports = {f"{_method} {_callback}": train_on_two(_method, _callback) for _method, _callback in pairs_of()}
     rank = torch.distributed.get_rank()
     Path(sys.argv[1], f"rank{rank}.json").write_text(json.dumps(reports))

@@ -32,11 +32,7 @@ def _load() -> ModuleType:
 
 
 PRODUCTS = _load()
-PAIRS = [
-    (method, callback)
-    for method in PRODUCTS.METHODS
-    for callback in (PRODUCTS.CALLBACKS if method not in PRODUCTS.WITHOUT_TAPS else ["none"])
-]
+PAIRS = PRODUCTS.pairs_of()
 pytestmark = pytest.mark.matrix
 
 
