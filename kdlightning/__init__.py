@@ -25,7 +25,15 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "SelfDistillation",
         "load_student",
     ),
-    "kdlightning.tasks": ("CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task"),
+    "kdlightning.tasks": (
+        "CausalLM",
+        "Classification",
+        "MultiLabel",
+        "Regression",
+        "Segmentation",
+        "Task",
+        "Unlabelled",
+    ),
     "kdlightning.teachers": ("EnsembleTeacher", "FrozenTeacher", "MeanTeacher", "PSKD", "SelfTeacher", "Teacher"),
     "kdlightning.strategies": ("DML", "OnlineStrategy"),
     "kdlightning.losses": (
@@ -122,6 +130,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "kdlightning.blackbox.data": ("BlackBoxData",),
     "kdlightning.blackbox.answer_only": ("AnswerOnly",),
     "kdlightning.blackbox.cot.fine_tune_cot": ("FineTuneCoT",),
+    "kdlightning.probe": ("knn_probe", "linear_probe"),
     "kdlightning.errors": ("ConfigurationError", "MissingExtraError", "NonFiniteLossError"),
 }
 

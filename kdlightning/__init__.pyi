@@ -97,6 +97,8 @@ from kdlightning.modules import OnPolicyDistillation as OnPolicyDistillation
 from kdlightning.modules import SelfDistillation as SelfDistillation
 from kdlightning.modules import load_student as load_student
 from kdlightning.modules.black_box import BlackBoxDistillation as BlackBoxDistillation
+from kdlightning.probe import knn_probe as knn_probe
+from kdlightning.probe import linear_probe as linear_probe
 from kdlightning.schedules import CosineSchedule as CosineSchedule
 from kdlightning.schedules import LinearSchedule as LinearSchedule
 from kdlightning.schedules import Schedule as Schedule
@@ -110,6 +112,7 @@ from kdlightning.tasks import MultiLabel as MultiLabel
 from kdlightning.tasks import Regression as Regression
 from kdlightning.tasks import Segmentation as Segmentation
 from kdlightning.tasks import Task as Task
+from kdlightning.tasks import Unlabelled as Unlabelled
 from kdlightning.teachers import PSKD as PSKD
 from kdlightning.teachers import EnsembleTeacher as EnsembleTeacher
 from kdlightning.teachers import FrozenTeacher as FrozenTeacher

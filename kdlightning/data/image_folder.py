@@ -1,13 +1,12 @@
-"""Images in folders, one folder a class."""
+"""Images in folders, one folder a class, or without labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from kdlightning.data.base import DistillDataModule, Sources
@@ -15,14 +14,16 @@ from kdlightning.data.files import existing
 from kdlightning.data.seeding import RANDOM_SOURCES
 from kdlightning.errors import ConfigurationError, nearest
 
+Samples = Sequence[tuple[str, int | None]]
+_PARTS = ("train", "val", "test")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class _Images(Dataset):
-    """Decoded and transformed image files with their labels."""
+    """Decoded and transformed image files with their labels, where they have any."""
 
-    def __init__(self, samples: list[tuple[str, int]], transform: Callable[[Any], Any], sources: tuple[str, ...]):
+    def __init__(self, samples: Samples, transform: Callable[[Any], Any], sources: tuple[str, ...]):
         self.samples = samples
         self.image_transform = transform
         self.random_sources = sources
@@ -30,12 +31,13 @@ class _Images(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Any:
         from PIL import Image
 
         path, label = self.samples[index]
         with Image.open(path) as image:
-            return self.image_transform(image.convert("RGB")), label
+            shown = self.image_transform(image.convert("RGB"))
+        return shown if label is None else (shown, label)
 
 
 class ImageFolder(DistillDataModule):
@@ -44,8 +46,12 @@ class ImageFolder(DistillDataModule):
     With both `val` and `test`, each is what its name says. With one of them only (ImageNet has `val`), that one is
     the test split, and validation is held out of `train`. The labels are the sorted class folders of `train`.
 
+    Without labels (`labels=False`, for the task `Unlabelled`) every image file below `path/train` counts, at any depth,
+    and the loader yields images alone; `val` and `test` likewise. A folder without `train` is training data as a whole.
+
     Args:
         path: the folder that holds `train`.
+        labels: whether the folders are classes; False reads images without labels.
         size: side of the square that the model gets.
         augment: random resized crops and mirroring in training; else the centre crop as in evaluation.
         train_transform: instead, for all views: called with the RGB PIL image, gives the tensor that the model gets.
@@ -60,6 +66,7 @@ class ImageFolder(DistillDataModule):
     def __init__(
         self,
         path: str | None = None,
+        labels: bool = True,
         size: int = 224,
         augment: bool = True,
         train_transform: Callable[..., Any] | None = None,
@@ -73,6 +80,7 @@ class ImageFolder(DistillDataModule):
         if size < 1:
             raise ConfigurationError(f"size must be at least 1, got {size}")
         self.path = path
+        self.labels = labels
         self.size = size
         self.augment = augment
         self.train_transform = train_transform
@@ -82,8 +90,10 @@ class ImageFolder(DistillDataModule):
         self._names: list[str] = []
 
     @property
-    def class_names(self) -> list[str]:
-        """The class folders of `train`, sorted."""
+    def class_names(self) -> list[str] | None:
+        """The class folders of `train`, sorted; None without labels."""
+        if not self.labels:
+            return None
         _ = self.sources
         return self._names
 
@@ -95,12 +105,17 @@ class ImageFolder(DistillDataModule):
     def load(self) -> Sources:
         """Lists the files; they are decoded when they are needed."""
         root = existing(self.path, type(self).__name__, "the folder that holds train/ and val/ or test/")
+        if not self.labels:
+            return self._split({name: _all_files(folder) for name, folder in _unlabelled_parts(root).items()})
         if not (root / "train").is_dir():
             raise ConfigurationError(f"{root} has no folder train: put train/<class>/<image> below path")
         self._names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
         if not self._names:
             raise ConfigurationError(f"{root / 'train'} has no class folders: put train/<class>/<image> below path")
-        files = {name: self._files(root / name) for name in ("train", "val", "test") if (root / name).is_dir()}
+        parts = (name for name in _PARTS if (root / name).is_dir())
+        return self._split({name: self._files(root / name) for name in parts})
+
+    def _split(self, files: dict[str, Samples]) -> Sources:
         train = self._images(files["train"], training=True)
         both = "val" in files and "test" in files
         test = files.get("test", files.get("val"))
@@ -110,10 +125,10 @@ class ImageFolder(DistillDataModule):
             val=self._images(files["val"]) if both else None,
             plain=self._images(files["train"]),
             strong=None if self.train_transform is not None else self._images(files["train"], strong=True),
-            labels=torch.tensor([label for _, label in files["train"]]),
+            labels=torch.tensor([label for _, label in files["train"]]) if self.labels else None,
         )
 
-    def _files(self, folder: Path) -> list[tuple[str, int]]:
+    def _files(self, folder: Path) -> Samples:
         from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
         for entry in sorted(folder.iterdir()):
@@ -122,12 +137,9 @@ class ImageFolder(DistillDataModule):
         numbers = {name: number for number, name in enumerate(self._names) if (folder / name).is_dir()}
         if not numbers:
             raise ConfigurationError(f"{folder} has no class folders: put {folder.name}/<class>/<image> below path")
-        samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True)
-        if not samples:
-            raise ConfigurationError(f"{folder} has no image files ({', '.join(IMG_EXTENSIONS[:4])}, …)")
-        return samples
+        return _some(make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS, allow_empty=True), folder)
 
-    def _images(self, samples: list[tuple[str, int]], training: bool = False, strong: bool = False) -> _Images:
+    def _images(self, samples: Samples, training: bool = False, strong: bool = False) -> _Images:
         from torchvision.transforms import v2
 
         own = self.train_transform if training else self.eval_transform
@@ -142,3 +154,25 @@ class ImageFolder(DistillDataModule):
         # ToImage gives a tensor subclass, with which nothing later needs to be bothered.
         random = training or strong
         return _Images(samples, v2.Compose([*steps, v2.ToPureTensor()]), ("torch",) if random else ())
+
+
+def _unlabelled_parts(root: Path) -> dict[str, Path]:
+    if not (root / "train").is_dir():
+        return {"train": root}
+    return {name: root / name for name in _PARTS if (root / name).is_dir()}
+
+
+def _all_files(folder: Path) -> Samples:
+    """All image files at any depth, sorted, without labels."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    return _some([(str(path), None) for path in paths], folder)
+
+
+def _some(samples: Samples, folder: Path) -> Samples:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    if not samples:
+        raise ConfigurationError(f"{folder} has no image files ({', '.join(IMG_EXTENSIONS[:4])}, …)")
+    return samples

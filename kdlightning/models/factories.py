@@ -17,7 +17,7 @@ def timm_model(
     in_chans: int = 3,
     pretrained: bool = False,
     checkpoint: str | None = None,
-    key_map: dict[str, str] | None = None,
+    key_map: dict[str, str | None] | None = None,
     options: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A timm model.
@@ -28,7 +28,7 @@ def timm_model(
         in_chans: channels of the input.
         pretrained: load timm's weights (from a hub, or from the folder).
         checkpoint: a local file of weights instead.
-        key_map: prefixes of key names in that file, old to new.
+        key_map: prefixes of key names in that file, old to new; null leaves such keys out.
         options: further options of `timm.create_model`, for example `{img_size: 32}`.
     """
     import timm
@@ -47,7 +47,7 @@ def transformers_model(
     model_type: str | None = None,
     config: dict[str, Any] | None = None,
     checkpoint: str | None = None,
-    key_map: dict[str, str] | None = None,
+    key_map: dict[str, str | None] | None = None,
     peft: dict[str, Any] | None = None,
 ) -> nn.Module:
     """A transformers model, from a name or folder, or built from a configuration with random weights.
@@ -58,7 +58,7 @@ def transformers_model(
         model_type: with `config` instead of `name`: the configuration's type, for example `bert`.
         config: options of the configuration, for example `{hidden_size: 128}`; they override those of `name`.
         checkpoint: a local file of weights.
-        key_map: prefixes of key names in that file, old to new.
+        key_map: prefixes of key names in that file, old to new; null leaves such keys out.
         peft: options of `peft.LoraConfig`; only the adapters are trained then.
     """
     import transformers
@@ -88,7 +88,7 @@ def transformers_model(
     return model if peft is None else _with_lora(model, peft)
 
 
-def started_from(model: nn.Module, checkpoint: str, key_map: dict[str, str] | None = None) -> nn.Module:
+def started_from(model: nn.Module, checkpoint: str, key_map: dict[str, str | None] | None = None) -> nn.Module:
     """A network with the weights of an earlier run, for methods of several stages.
 
     Exports, and `load_student`, see the network alone and need the file no more.
@@ -96,7 +96,7 @@ def started_from(model: nn.Module, checkpoint: str, key_map: dict[str, str] | No
     Args:
         model: the network, built as the earlier run built it.
         checkpoint: a local file of weights for it; of a run's checkpoint the student's are taken.
-        key_map: prefixes of key names in that file, old to new.
+        key_map: prefixes of key names in that file, old to new; null leaves such keys out.
     """
     return load_weights(model, checkpoint, key_map)
 

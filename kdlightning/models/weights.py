@@ -68,19 +68,23 @@ def _damaged(file: Path) -> ConfigurationError:
     return ConfigurationError(f"{file} is damaged, or no file of torch.save: copy or write it again, or name another")
 
 
-def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str] | None = None) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, key_map: Mapping[str, str | None] | None = None) -> nn.Module:
     """Loads a file into a model, strictly.
 
     Args:
         model: the network.
         path: see `read_weights`.
-        key_map: old prefix to new prefix of the key names in the file, for example `{"module.": ""}`.
+        key_map: old prefix to new prefix of the key names in the file, for example `{"module.": ""}`; None leaves such
+            keys out, for example `{"head.": None}` where the model has no classifier.
 
     Raises:
         ConfigurationError: keys or shapes differ; the sentence names the first ones.
     """
     weights = read_weights(path)
     for old, new in (key_map or {}).items():
+        if new is None or new == "None":  # jsonargparse hands the null of a nested option on as text
+            weights = {name: value for name, value in weights.items() if not name.startswith(old)}
+            continue
         weights = {new + name[len(old) :] if name.startswith(old) else name: value for name, value in weights.items()}
     return fill(model, weights, str(path), hint=" Map prefixes with key_map.")
 

@@ -64,6 +64,8 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
             raise ConfigurationError(f"student must be a torch.nn.Module, not {type(student).__name__}")
         if lr_interval not in ("epoch", "step"):
             raise ConfigurationError(f"lr_interval must be epoch or step, not {lr_interval!r}")
+        if not task.has_loss and any(name.split("_peer")[0] == "task" for name in weights or {}):
+            raise ConfigurationError(f"{type(task).__name__} has no loss of its own: leave task out of weights")
         self.student = student
         self.teacher: Teacher | None = None
         self.response: ResponseLoss | None = None
@@ -207,7 +209,9 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
     def combine(self, terms: Mapping[str, Tensor], step: DistillStep) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss for the backward pass, and the detached mean values of all terms and of their sum."""
         if not terms and not any(isinstance(weight, Schedule) for weight in self._weights.values()):
-            raise ConfigurationError("no term is left: every weight is zero")
+            kind = type(self.task).__name__
+            why = "every weight is zero" if self.task.has_loss else f"{kind} has no loss of its own: add a callback"
+            raise ConfigurationError(f"no term is left: {why}")
         sums = self.task.counts_tokens
         count = torch.as_tensor(self.task.count(step.batch), device=self.device) if sums else None
         total, values = self._idle(terms, step), {}
@@ -244,8 +248,10 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
             bases = {"task", *(name.split("_peer")[0] for name in self.term_defaults())}
             for network in self.networks:
                 suffix = "" if network == "student" else f"_{network}"
-                if not any(f"{base}{suffix}" in terms for base in bases):
-                    zeros.append(0.0 * step.output(network).logits.sum())
+                output = step.output(network)
+                answer = output.logits if output.has_logits else output.hidden
+                if answer is not None and not any(f"{base}{suffix}" in terms for base in bases):
+                    zeros.append(0.0 * answer.sum())
         return sum(zeros[1:], zeros[0]) if zeros else None
 
     def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
@@ -253,7 +259,9 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         return [self.response] if self.response is not None and self.response.name not in terms else []
 
     def is_active(self, name: str, step: DistillStep) -> bool:
-        """Whether a term's weight is not zero at this moment."""
+        """Whether there is such a term, and its weight is not zero at this moment."""
+        if not self.task.has_loss and name.split("_peer")[0] == "task":
+            return False
         return weight_at(self._weights.get(name, 1.0), step.progress, step.epoch) != 0.0
 
     # -- logs ------------------------------------------------------------------------------------------------------

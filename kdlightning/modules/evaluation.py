@@ -99,7 +99,7 @@ class EvaluationMixin:
         if logits is not None:
             return ModelOutput(logits)
         answer = self.teacher(batch, student)
-        if remembers and not self.trainer.sanity_checking:
+        if remembers and answer.has_logits and not self.trainer.sanity_checking:
             memory.add(batch.index, answer.logits)
         return answer
 

@@ -44,7 +44,8 @@ class OptimizationMixin:
         task = self.task
         monitor = getattr(scheduler, "monitor", None)
         if monitor is None:
-            monitor = task.monitor if scheduler.mode == task.monitor_mode else "val/loss"
+            own = scheduler.mode == task.monitor_mode or not task.has_loss
+            monitor = task.monitor if own else "val/loss"
         better = {task.monitor: task.monitor_mode, "val/loss": "min"}.get(monitor, scheduler.mode)
         if scheduler.mode != better:
             raise ConfigurationError(

@@ -16,7 +16,7 @@ from kdlightning.tasks import Task
 
 
 class Scoreboard(nn.ModuleDict):
-    """`loss` (the task's, per counted sample or token) and the task's metrics.
+    """`loss` (the task's, per counted sample or token, if it has one) and the task's metrics.
 
     Args:
         task: the task.
@@ -26,16 +26,17 @@ class Scoreboard(nn.ModuleDict):
     def __init__(self, task: Task, kind: str = "scores") -> None:
         metrics: dict[str, Metric] = task.comparison()
         if kind == "scores":
-            metrics = {"loss": WeightedMean(), **task.metrics()}
+            metrics = {**({"loss": WeightedMean()} if task.has_loss else {}), **task.metrics()}
         super().__init__(metrics)
         self.task = task
 
     def add(self, output: ModelOutput, batch: Batch) -> None:
         """Counts a batch."""
-        count = torch.as_tensor(self.task.count(batch))
-        loss = self.task.loss(output, batch)
-        mean = loss / count.clamp(min=1) if self.task.counts_tokens else loss
-        self._metrics()["loss"].update(mean.detach(), count)
+        if self.task.has_loss:
+            count = torch.as_tensor(self.task.count(batch))
+            loss = self.task.loss(output, batch)
+            mean = loss / count.clamp(min=1) if self.task.counts_tokens else loss
+            self._metrics()["loss"].update(mean.detach(), count)
         self.task.update(self._metrics(), output, batch)
 
     def compare(self, student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:

@@ -6,5 +6,6 @@ from kdlightning.tasks.classification import Classification
 from kdlightning.tasks.multi_label import MultiLabel
 from kdlightning.tasks.regression import Regression
 from kdlightning.tasks.segmentation import Segmentation
+from kdlightning.tasks.unlabelled import Unlabelled
 
-__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task"]
+__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task", "Unlabelled"]

@@ -31,6 +31,7 @@ class Task:
         label_probabilities: True if each output's sigmoid is the probability of a label of its own.
         wants_hidden: True if networks should give `hidden` and `head` rather than full logits.
         dense: True if there is an answer for each pixel, and not one a sample: `rows` lays them out for responses.
+        has_loss: False if the task has no loss of its own: there is no term `task` then, and no `val/loss`.
     """
 
     monitor: ClassVar[str] = "val/loss"
@@ -40,6 +41,7 @@ class Task:
     label_probabilities: ClassVar[bool] = False
     wants_hidden: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    has_loss: ClassVar[bool] = True
     num_classes: int | None = None
 
     def batch(self, raw: Any) -> Batch:

@@ -29,7 +29,7 @@ class FrozenTeacher(NetworkTeacher):
     Args:
         model: the network.
         checkpoint: a local file of weights for it (state dict, Lightning checkpoint or safetensors).
-        key_map: prefixes of key names in that file, old to new.
+        key_map: prefixes of key names in that file, old to new; null leaves such keys out.
         label_map: for each class of the student, the number of the teacher's class.
         student_normalization: `(mean, std)` with which the loader normalised the images, per channel.
         teacher_normalization: `(mean, std)` that the teacher was trained with; images are converted between the two.
@@ -47,7 +47,7 @@ class FrozenTeacher(NetworkTeacher):
         self,
         model: nn.Module,
         checkpoint: str | None = None,
-        key_map: dict[str, str] | None = None,
+        key_map: dict[str, str | None] | None = None,
         label_map: Sequence[int] | None = None,
         student_normalization: tuple[list[float], list[float]] | None = None,
         teacher_normalization: tuple[list[float], list[float]] | None = None,

@@ -191,6 +191,24 @@ def test_image_folder_views_replay(folder: Path) -> None:
     assert torch.equal(*shown)
 
 
+def test_image_folder_without_labels_reads_every_image_at_any_depth(folder: Path) -> None:
+    Image.new("RGB", (9, 9)).save(folder / "train" / "loose.JPG", "JPEG")
+    (folder / "train" / "cat" / "notes.txt").write_text("no image")
+    data = ImageFolder(str(folder), labels=False, size=8, val_split=3, num_workers=0, batch_size=4, mixup=1.0)
+    assert [len(data.part(part)) for part in ("train", "val", "test")] == [10, 3, 6]
+    assert data.num_classes is None
+    assert data.class_names is None
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        assert next(iter(loader)).data.shape == (4, 3, 8, 8)
+    whole = ImageFolder(str(folder / "val"), labels=False, size=8, val_split=2, num_workers=0)
+    assert [len(whole.part(part)) for part in ("train", "val")] == [4, 2]
+    with pytest.raises(ConfigurationError, match="has no test data"):
+        whole.part("test")
+    (folder / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="empty has no image files"):
+        ImageFolder(str(folder / "empty"), labels=False).setup()
+
+
 def test_image_folder_refuses_what_does_not_fit(folder: Path) -> None:
     (folder / "val" / "dgo").mkdir()
     with pytest.raises(ConfigurationError, match="dgo is a class that train lacks; did you mean dog"):

@@ -44,6 +44,18 @@ def test_a_network_begins_with_the_weights_of_an_earlier_run(tmp_path: Path) -> 
         started_from(ConvNet(5, widths=(4,)), str(tmp_path / "last.ckpt"))
 
 
+@pytest.mark.parametrize("nothing", [None, "None"])
+def test_a_model_without_a_head_leaves_the_heads_weights_out(nothing: str | None, tmp_path: Path) -> None:
+    whole = timm_model("test_resnet", num_classes=3)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    path = str(tmp_path / "weights.pt")
+    trunk = timm_model("test_resnet", num_classes=0, checkpoint=path, key_map={"fc.": nothing})
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(trunk.eval()(x), whole.eval().forward_head(whole.forward_features(x), pre_logits=True))
+    with pytest.raises(ConfigurationError, match="2 unexpected, for example 'fc"):
+        timm_model("test_resnet", num_classes=0, checkpoint=path)
+
+
 def test_weights_of_other_classes_are_named(tmp_path: Path) -> None:
     torch.save(timm_model("test_resnet", num_classes=3).state_dict(), tmp_path / "weights.pt")
     with pytest.raises(ConfigurationError, match=r"fc.* has shape \(3.* has \(4"):
