@@ -49,7 +49,10 @@ def jobs_of(group: Group, options: argparse.Namespace) -> tuple[list[Job], list[
 def keep(job: Job, used: dict[str, float]) -> None:
     """Writes a finished run's record."""
     newest = max(job.runs.glob("version_*/result.json"), key=lambda path: path.stat().st_mtime)
-    write(job.record, {**record(json.loads(newest.read_text())), **used})
+    result = json.loads(newest.read_text())
+    given = next((word.rsplit("/", 1)[-1] for word in job.words if word.startswith("--data.path=")), None)
+    # Signals that are made on the spot are other data than the file's: a record says which.
+    write(job.record, {**record(result), "data": given, **used})
 
 
 def measure(chosen: Sequence[Group], options: argparse.Namespace) -> None:
@@ -91,8 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> str:
             measure(chosen, options)
         else:
             parts = [jobs_of(group, options) for group in chosen]
-            for jobs in ([job for first, _ in parts for job in first], [job for _, rest in parts for job in rest]):
-                run_jobs(jobs, options.jobs, options, keep)
+            # One after the other, since some begin from those before them.
+            run_jobs([job for first, _ in parts for job in first], 1, options, keep)
+            run_jobs([job for _, rest in parts for job in rest], options.jobs, options, keep)
     text = tables(found.values())
     print(text)
     draw(found.values(), HERE / "results")
