@@ -55,6 +55,7 @@ class TapReader:
         """
         if not self.taps:
             return self.source(inputs, logits=logits)
+        logits = logits or any(tap.source == "logits" for tap in self.taps)
         with self.hooks.armed() as hooked:
             output = self.source(inputs, logits=logits)
         output.taps.update(hooked)

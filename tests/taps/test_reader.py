@@ -225,6 +225,12 @@ def test_native_and_hooked_taps_go_together(timm_net: Any) -> None:
     assert output.taps["layer1.0.conv1"].shape[1] == 64
 
 
+def test_a_tap_that_is_the_answer_is_read_whoever_else_wants_it(timm_net: Any) -> None:
+    model, x = timm_net("resnet18").eval(), torch.randn(2, 1, 32, 32)
+    output = TapReader(model, ["intermediates.1", "logits"])(x, logits=False)
+    assert torch.equal(output.taps["logits"], model(x))
+
+
 def test_network_stops_early_if_nobody_reads_its_logits(timm_net: Any) -> None:
     model = timm_net("resnet18").eval()
     ran: list[str] = []

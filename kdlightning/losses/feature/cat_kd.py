@@ -73,8 +73,8 @@ def _pooled(maps: Tensor, resolution: int) -> Tensor:
 
 def _directions(maps: Tensor) -> Tensor:
     """Maps `(B, C, N)` over their norms."""
-    norms = maps.norm(dim=2, keepdim=True)
-    return maps * torch.where(norms > _SMALLEST, 1 / norms.clamp(min=_SMALLEST), 0.0)
+    norms = torch.linalg.vector_norm(maps, dim=2, keepdim=True)
+    return maps / norms.masked_fill(norms < _SMALLEST, float("inf"))
 
 
 class CATKD(FeatureLoss):
