@@ -45,7 +45,7 @@ def _official_with_heads(module: ModuleType) -> Any:
 
 
 AUTHORS = ("GzyAftermath/CAT-KD", "4467073ca31b9929e7c45f5a6761e5e1b7c9442f", "mdistiller/distillers/CAT_KD.py")
-SHAPES = ((8, 10, 8, 8), (64, CLASSES, 8, 8), (64, 1000, 7, 7))
+SHAPES = ((16, CLASSES, 8, 8), (64, CLASSES, 8, 8), (64, 1000, 7, 7))
 
 CASES = (
     Case(

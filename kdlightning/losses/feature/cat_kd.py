@@ -58,7 +58,7 @@ def cat_kd_loss(
             "CAT-KD compares maps of the same samples and classes: "
             f"{tuple(student.shape[:2])} and {tuple(teacher.shape[:2])}"
         )
-    ours, theirs = (_pooled(maps, resolution).flatten(2) for maps in (student, teacher))
+    ours, theirs = _pooled(student, resolution), _pooled(teacher, resolution)
     return F.mse_loss(_directions(ours), _directions(theirs)) if normalize else F.mse_loss(ours, theirs)
 
 
@@ -72,7 +72,8 @@ def _pooled(maps: Tensor, resolution: int) -> Tensor:
 
 
 def _directions(maps: Tensor) -> Tensor:
-    """Maps `(B, C, N)` over their norms."""
+    """Maps over their norms, `(B, C, positions)`."""
+    maps = maps.flatten(2)
     norms = torch.linalg.vector_norm(maps, dim=2, keepdim=True)
     return maps / norms.masked_fill(norms < _SMALLEST, float("inf"))
 
