@@ -77,8 +77,8 @@ def linear_probe(model: nn.Module, train: Iterable[Any], test: Iterable[Any], *,
         >>> from kdlightning import ConvNet, Digits, linear_probe
         >>> data = Digits(train_limit=200)
         >>> student = torch.nn.Flatten()  # the pixels themselves
-        >>> round(linear_probe(student, data.train_dataloader(), data.test_dataloader()), 1)
-        0.8
+        >>> linear_probe(student, data.train_dataloader(), data.test_dataloader()) > 0.7
+        True
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
