@@ -88,9 +88,15 @@ def plain_spec(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _without_files(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The same specification without weights to load, so that a moved teacher or start file is no obstacle."""
+    """The same specification without weights to load, so that a moved teacher or start file is no obstacle.
+
+    Networks inside a network, as that of a `ProjectedStudent`, are meant too.
+    """
     options = dict(spec.get("init_args") or {})
     for name, empty in (("checkpoint", None), ("pretrained", False)):
         if name in options:
             options[name] = empty
+    for name, value in options.items():
+        if isinstance(value, Mapping) and "class_path" in value:
+            options[name] = _without_files(plain_spec(value))
     return {**spec, "init_args": options}

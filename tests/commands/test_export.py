@@ -196,3 +196,48 @@ def test_made_up_inputs_have_the_written_shapes() -> None:
     assert again["input_ids"].shape == (2, 6)
     assert again["input_ids"].dtype == torch.long
     assert [part.dtype for part in again["pair"]] == [torch.float32, torch.float64]
+
+
+def test_a_student_with_its_teachers_classifier_needs_neither_teacher_nor_start_file(
+    command, config, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_model
+
+    from kdlightning import ConvNet, ProjectedStudent, timm_model
+
+    torch.save(ConvNet(10, widths=[6, 12]).state_dict(), "teacher.pt")
+    torch.save(timm_model("test_resnet", num_classes=10, in_chans=1).state_dict(), "start.pt")
+    network = {"name": "test_resnet", "num_classes": 10, "in_chans": 1, "checkpoint": "start.pt"}
+    options = {
+        "network": {"class_path": "kdlightning.timm_model", "init_args": network},
+        "num_classes": 10,
+        "teacher_width": 12,
+    }
+    student = {"class_path": "kdlightning.ProjectedStudent", "init_args": options}
+    teacher = {
+        "class_path": "FrozenTeacher",
+        "init_args": {
+            "model": {"class_path": "kdlightning.ConvNet", "init_args": {"num_classes": 10, "widths": [6, 12]}},
+            "checkpoint": "teacher.pt",
+        },
+    }
+    loss = {"loss": "SimKD", "pairs": {"projector": "stages.1"}}
+    path = config(
+        student=student,
+        mode="OfflineDistillation",
+        model={"teacher": teacher, "response": None},
+        trainer={"max_epochs": 1, "callbacks": [{"class_path": "FeatureKD", "init_args": loss}]},
+    )
+    outcome = command("fit", "-c", path)
+    assert outcome.code == 0, outcome.err
+    head = torch.load("teacher.pt")["fc.weight"]
+    Path("teacher.pt").unlink()
+    Path("start.pt").unlink()
+    outcome = command("export", RUN)
+    assert outcome.code == 0, outcome.err
+    loaded = load_student(RUN / "checkpoints" / "last.ckpt")
+    assert torch.equal(loaded.fc.weight, head)
+    fresh = ProjectedStudent(timm_model("test_resnet", num_classes=10, in_chans=1), 10, 12)
+    load_model(fresh, str(RUN / "export" / "model.safetensors"))
+    inputs = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(fresh.eval()(inputs), loaded(inputs), rtol=0, atol=1e-6)

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kdlightning.losses import LossContext, SimKD, simkd_loss
 
@@ -43,9 +45,35 @@ def test_simkd_is_zero_at_equality_and_quadratic(batch: int, channels: int, scal
 def test_tokens_and_half_precision(random) -> None:
     student, teacher = random(2, 6, 3), random(2, 6, 3)
     torch.testing.assert_close(simkd_loss(student, teacher, layout="channels_last"), simkd_loss(student.mT, teacher.mT))
+    student, teacher = student.bfloat16(), teacher.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = simkd_loss(student.bfloat16(), teacher.bfloat16())
+        value = simkd_loss(student, teacher)
     assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), simkd_loss(student.double(), teacher.double()), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("own", "other"), [((4, 4), (8, 8)), ((8, 8), (4, 4)), ((5, 4), (3, 8)), ((7,), (4,)), ((), ())]
+)
+def test_the_larger_map_is_pooled_and_the_teacher_gets_no_gradient(random, own: Any, other: Any) -> None:
+    student, teacher = random(2, 3, *own).requires_grad_(), random(2, 3, *other).requires_grad_()
+    value = simkd_loss(student, teacher)
+    size = [min(pair) for pair in zip(own, other, strict=True)]
+    pools: dict[int, Any] = {0: lambda f, _: f, 1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}
+    ours, theirs = (pools[len(size)](maps, size) for maps in (student, teacher))
+    torch.testing.assert_close(value, (ours - theirs).square().mean())
+    value.backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.any()
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-20, 1e15])
+def test_values_and_gradients_are_finite(scale: float) -> None:
+    student = (torch.randn(1, 3, 8, 8) * scale).requires_grad_()
+    value = simkd_loss(student, torch.randn(1, 3, 4, 4) * scale)
+    assert value.isfinite()
+    assert torch.autograd.grad(value, student)[0].isfinite().all()
 
 
 class Answer(nn.Module):
@@ -61,6 +89,10 @@ def test_the_teachers_classifier_becomes_the_students_and_rests() -> None:
     assert torch.equal(student.fc.bias, teacher.fc.bias)
     assert student.fc.weight.data_ptr() != teacher.fc.weight.data_ptr()
     assert not any(parameter.requires_grad for parameter in student.fc.parameters())
+    plain = Answer(6, bias=False).requires_grad_(False)
+    SimKD().bind(LossContext(student, plain))
+    assert torch.equal(student.fc.weight, plain.fc.weight)
+    assert not student.fc.bias.any()
     mapped = Answer(6, classes=2)
     SimKD().bind(LossContext(mapped, teacher, label_map=(3, 1)))
     assert torch.equal(mapped.fc.weight, teacher.fc.weight[[3, 1]])
