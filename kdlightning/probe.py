@@ -74,7 +74,7 @@ def linear_probe(model: nn.Module, train: Iterable[Any], test: Iterable[Any], *,
         strength: C of scikit-learn, the inverse of the L2 penalty.
 
     Example:
-        >>> from kdlightning import ConvNet, Digits, linear_probe
+        >>> from kdlightning import Digits, linear_probe
         >>> data = Digits(train_limit=200)
         >>> student = torch.nn.Flatten()  # the pixels themselves
         >>> linear_probe(student, data.train_dataloader(), data.test_dataloader()) > 0.7
