@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -43,9 +44,11 @@ def fsp_loss(
     for own, next_own, other, next_other in zip(ours, ours[1:], theirs, theirs[1:], strict=False):
         own, next_own, positions = _matrices(own, next_own)
         other, next_other, other_positions = _matrices(other, next_other)
-        # Gˢ − Gᵗ times the student's positions: so no product of whole maps needs another pass for its factor.
-        difference = torch.baddbmm(other @ next_other.mT, own, next_own.mT, beta=-positions / other_positions)
-        terms.append(F.mse_loss(difference, difference.new_zeros(()).expand_as(difference)) / positions**2)
+        target = torch.bmm(other, next_other.mT)
+        if positions != other_positions:
+            target = target * (positions / other_positions)
+        # Both are G times the student's positions: the factor meets a number and not a matrix.
+        terms.append(F.mse_loss(torch.bmm(own, next_own.mT), target) / positions**2)
     return sum(terms[1:], terms[0])
 
 
@@ -54,7 +57,7 @@ def _matrices(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, int]:
     if first.ndim == 2:
         return first[:, :, None], second[:, :, None], 1
     first, second = pool_larger(first, second)
-    return first.flatten(2), second.flatten(2), first[0, 0].numel()
+    return first.flatten(2), second.flatten(2), math.prod(first.shape[2:])
 
 
 def _check(student: Sequence[Tensor], teacher: Sequence[Tensor], layout: Layout) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from kdlightning.losses.base import RelationLoss, Shape
 from kdlightning.losses.numerics import full_precision
-from kdlightning.losses.relation.products import SMALLEST, gram
+from kdlightning.losses.relation.products import SMALLEST, distance_shares
 from kdlightning.losses.relation.samples import flat_samples
 from kdlightning.losses.spatial import pool_larger
 
@@ -62,7 +62,7 @@ def irg_loss(
     if edge_weight != 0:
         pairs = zip((*student_maps, student_features), (*teacher_maps, teacher_features), strict=True)
         flat = [flat_samples(own, other) for own, other in pairs]
-        edges = [F.mse_loss(_edges(own), _edges(other)) for own, other in flat]
+        edges = [F.mse_loss(distance_shares(own), distance_shares(other)) for own, other in flat]
         loss = loss + edge_weight / 3 * (edges[0] + edges[1] + edges[2])
     if transform_weight != 0:
         own, other = _transformation(*student_maps), _transformation(*(maps.detach() for maps in teacher_maps))
@@ -78,18 +78,6 @@ def _check(student: Sequence[Tensor], teacher: Sequence[Tensor], logits: Tensor,
             "IRG's vertices are logits of one shape (batch, classes), "
             f"not {tuple(logits.shape)} and {tuple(other_logits.shape)}"
         )
-
-
-def _edges(samples: Tensor) -> Tensor:
-    """Squared distances `(B, B)` over the largest; 0 on the diagonal, and everywhere if all samples coincide."""
-    products = gram(samples, centred=True)
-    products = products / products.detach().amax().clamp(min=SMALLEST)  # so that no sum is too large
-    norms = products.diagonal()
-    scale = norms[:, None] + norms
-    squared = scale - 2 * products
-    apart = squared > 64 * torch.finfo(squared.dtype).eps * scale  # the rest is rounding
-    squared = squared.where(apart, 0.0).fill_diagonal_(0.0)
-    return squared / squared.amax().clamp(min=SMALLEST)
 
 
 def _transformation(first: Tensor, second: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from kdlightning.losses.base import RelationLoss
 from kdlightning.losses.numerics import full_precision
-from kdlightning.losses.relation.products import gram, unit_rows
+from kdlightning.losses.relation.products import inner_products, unit_rows, unit_rows_gradient
 from kdlightning.losses.relation.samples import flat_samples
 
 
@@ -29,7 +30,26 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar; float32 or better. A batch of one sample gives 0.
     """
     student, teacher = flat_samples(student, teacher)
-    return F.mse_loss(unit_rows(gram(student)), unit_rows(gram(teacher)))
+    loss: Tensor = _Similarity.apply(student, teacher)
+    return loss
+
+
+class _Similarity(torch.autograd.Function):
+    """The loss of samples `(B, D)`, whose gradient needs one product with the features."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        own, *sizes = unit_rows(inner_products(student))
+        difference = own - unit_rows(inner_products(teacher))[0]
+        ctx.save_for_backward(student, difference, own, *sizes)
+        return difference.square().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        student, difference, *state = ctx.saved_tensors
+        gradient = unit_rows_gradient(difference * (upstream * (2 / difference.numel())), *state)
+        return (gradient + gradient.mT) @ student, None
 
 
 class SP(RelationLoss):
