@@ -183,6 +183,25 @@ def test_image_folder_with_val_and_test_uses_both(folder: Path) -> None:
     assert next(iter(data.val_dataloader())).data[1].tolist() == [1], "labels are those of train"
 
 
+def test_image_folder_shows_what_the_literature_does(tmp_path: Path) -> None:
+    pixels = numpy.random.default_rng(0).integers(0, 256, (64, 96, 3), "u1")
+    for part in ("train", "val"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / part / "a" / "x.png")
+    data = ImageFolder(str(tmp_path), size=28, val_split=0, num_workers=0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert data.validates_on_test
+    # The shorter side to 32, then the middle 28x28.
+    resized = Image.fromarray(pixels).resize((48, 32), Image.Resampling.BILINEAR)
+    middle = torch.from_numpy(numpy.asarray(resized)[2:30, 10:38]).permute(2, 0, 1) / 255
+    assert torch.allclose(data.part("val")[0][0], middle, atol=1.01 / 255)
+    torch.manual_seed(0)
+    views = [data.part("train")[0][0] for _ in range(8)]
+    assert {tuple(view.shape) for view in views} == {(3, 28, 28)}
+    assert len({float(view.sum()) for view in views}) == 8, "each view is another crop"
+    plain = ImageFolder(str(tmp_path), size=28, augment=False, num_workers=0, mean=(0, 0, 0), std=(1, 1, 1))
+    assert torch.equal(plain.sources.train[0][0], data.part("val")[0][0])
+
+
 def test_image_folder_views_replay(folder: Path) -> None:
     shown = []
     for workers in (0, 2):
