@@ -192,7 +192,7 @@ def test_image_folder_shows_what_the_literature_does(tmp_path: Path) -> None:
     assert data.validates_on_test
     # The shorter side to 32, then the middle 28x28.
     resized = Image.fromarray(pixels).resize((48, 32), Image.Resampling.BILINEAR)
-    middle = torch.from_numpy(numpy.asarray(resized)[2:30, 10:38]).permute(2, 0, 1) / 255
+    middle = torch.from_numpy(numpy.array(resized)[2:30, 10:38]).permute(2, 0, 1) / 255
     assert torch.allclose(data.part("val")[0][0], middle, atol=1.01 / 255)
     torch.manual_seed(0)
     views = [data.part("train")[0][0] for _ in range(8)]
