@@ -90,6 +90,10 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
         module = kd.OnPolicyDistillation(language(0), language(1), task=kd.CausalLM())
         module.generator = kd.StudentSampler(max_new_tokens=4)
         return module, [kd.FeatureKD(kd.FitNet(relu=False), {"hidden_states.1": "hidden_states.1"})], texts()
+    if mode == "memories":
+        module = kd.OfflineDistillation(net(4, 0), net(6, 1), task=task, weights={"crd": 0.1})
+        losses = kd.CRD(dimensions=4, negatives=8), kd.QueueSoftmax(size=22)
+        return module, [kd.RelationKD(loss, {"pre_logits": "pre_logits"}) for loss in losses], images()
     raise ValueError(mode)
 
 
@@ -144,6 +148,13 @@ def run(mode: str, folder: Path, processes: int, resume: bool = False) -> dict[s
     if isinstance(module.teacher, kd.PSKD):
         report["table"] = hashlib.sha256(module.teacher.previous.numpy().tobytes()).hexdigest()
         report["seen"] = int(module.teacher.seen.sum())
+    if mode == "memories":
+        memories = {
+            k: v for k, v in module.adapters.state_dict().items() if "embedding" not in k and "adapters" not in k
+        }
+        report["memories"] = {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in memories.items()}
+        rows = [v for k, v in memories.items() if k.endswith(("bank", "queue"))]
+        report["unit_rows"] = [int(((v.norm(dim=1) - 1).abs() < 1e-5).sum()) for v in rows]
     if trainer.is_global_zero:
         torch.save(module.student.state_dict(), folder / f"{mode}-{processes}.pt")
     return report

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-MODES = ["offline", "features_only", "online", "pskd", "mean_teacher", "causal_lm", "on_policy"]
+MODES = ["offline", "features_only", "online", "pskd", "mean_teacher", "causal_lm", "on_policy", "memories"]
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +100,11 @@ def test_each_rank_keeps_its_own_rows_until_the_epochs_end(mode: str, epochs: in
     # 22 samples in steps of two for each rank: the rows written so far.
     for report in reports:
         assert report["rows"] == [2, 4, 6, 8, 10, 11] * epochs
+
+
+def test_memories_hold_the_samples_of_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["memories"] for rank in ranks)
+    assert first["memories"] == second["memories"]
+    assert len(first["memories"]) >= 6
+    # 22 samples, each rank has shown half of them: all are in both banks and in the queue.
+    assert first["unit_rows"] == second["unit_rows"] == [22, 22, 22]

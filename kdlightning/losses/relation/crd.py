@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdlightning.losses.base import LossContext, RelationLoss, Shape
 from kdlightning.losses.distributed import from_all_ranks
 from kdlightning.losses.numerics import check_positive, check_share, full_precision
+from kdlightning.losses.relation.noise_contrast import Rows, log_mean_power, noise_contrast
 from kdlightning.losses.relation.samples import flat_samples
 
 EPS = 1e-7
@@ -29,27 +30,31 @@ class CRD(RelationLoss):
         −[log p(i)/(p(i) + K·Pₙ + ε) + Σ_k log K·Pₙ/(p(k) + K·Pₙ + ε)], ε = 1e-7,
 
     is averaged over the batch and added up over the two directions. Z is n times the mean of the exponentials in the
-    first batch. After the optimizer's step the rows of the window's samples become norm(momentum·m + (1 − momentum)·v).
+    first batch. Then the rows of the batch's samples become norm(momentum·m + (1 − momentum)·v).
 
-    The banks are buffers: on the device, in the checkpoint. With several processes each updates them by the samples of
-    all, so that they stay equal (reference code keeps a bank for each). Negatives are drawn on the device, with
-    replacement; reference code draws without, in the data set. If the labels of the training data are unknown, other
-    samples of any class are negatives. Scores of a whole bank cost one matrix product; the vectors of K negatives,
-    which reference code gathers, would be `(B, K, dimensions)`.
+    Negatives are drawn on the device: each step puts all training samples into a random order, and each sample takes
+    the first K of other classes in it. So its negatives are a draw without replacement, as in the authors' data set,
+    but the batch shares the rows: `(B, M)` scores, M = K and the size of the largest class, instead of the
+    `(B, K, dimensions)` that the authors gather. If the labels of the training data are unknown, other samples of any
+    class are negatives; so they are for a sample whose label is below 0.
 
-    Needs `batch.index`. Default weights: task 1, crd 0.8, those of the CRD benchmark (with KD: task 1, kd 1, crd 0.8).
+    The banks are buffers: on the device, in the checkpoint. With several processes each moves the rows of the samples
+    of all, so that the banks stay equal (the authors' code would keep one for each); of a sample that is there twice,
+    the first vector counts.
+
+    Needs `batch.index`; mixed samples go under the number of the larger share. Default weights: task 1, crd 0.8, those
+    of the CRD benchmark (with KD: task 1, kd 1, crd 0.8).
     """
 
     spatial = "any"
+    compares_samples = False
     reads_fields: ClassVar[frozenset[str]] = frozenset({"index"})
     default_weights: ClassVar[dict[str, float]] = {"task": 1.0, "crd": 0.8}
     student_bank: Tensor
     teacher_bank: Tensor
-    normalizers: Tensor
+    log_normalizers: Tensor
+    settled: Tensor
     labels: Tensor
-    by_class: Tensor
-    class_start: Tensor
-    class_size: Tensor
 
     def __init__(
         self, dimensions: int = 128, negatives: int = 16384, temperature: float = 0.07, momentum: float = 0.5
@@ -70,28 +75,27 @@ class CRD(RelationLoss):
         self.negatives = negatives
         self.temperature = temperature
         self.momentum = momentum
-        self.samples = 0
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.samples = self.count = self.reach = 0
+        self._settled = False  # what `settled` holds, known without asking the device
 
     def bind(self, context: LossContext) -> None:
         """Takes the number of training samples and their classes."""
-        if context.samples < 2:
+        self.samples = context.samples
+        if self.samples < 2:
             raise ValueError(
                 "CRD keeps a row for each training sample, and the loader does not say how many there are: use a "
                 "map-style data set"
             )
-        self.samples = context.samples
-        labels = torch.zeros(0, dtype=torch.int64) if context.labels is None else context.labels
-        classes = torch.bincount(labels) if len(labels) else torch.ones(1, dtype=torch.int64)
-        if int(classes.max()) == self.samples:
+        labels = torch.full((self.samples,), -1) if context.labels is None else context.labels
+        alone = int(labels.max()) + 1 + torch.arange(self.samples)
+        labels = torch.where(labels < 0, alone, labels)
+        largest = int(labels.unique(return_counts=True)[1].max())
+        if largest == self.samples:
             raise ValueError("CRD's negatives are of other classes, and all training samples have one class")
-        starts = classes.cumsum(0) - classes
+        self.count = min(self.negatives, self.samples - largest)
+        self.reach = self.count + largest  # so far in any order there are K samples of other classes than any
         # What the data tell is no state of a run: not in the checkpoint.
         self.register_buffer("labels", labels, persistent=False)
-        self.register_buffer("by_class", labels.argsort(stable=True), persistent=False)
-        self.register_buffer("class_start", starts, persistent=False)
-        self.register_buffer("class_size", classes, persistent=False)
-        self.count = min(self.negatives, self.samples - int(classes.max()))
 
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         """The embeddings, and the banks with random rows of about unit length."""
@@ -100,62 +104,66 @@ class CRD(RelationLoss):
         bound = 1 / math.sqrt(self.dimensions / 3)
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, (2 * torch.rand(self.samples, self.dimensions) - 1) * bound)
-        self.register_buffer("normalizers", torch.full((2,), -1.0))
+        self.register_buffer("log_normalizers", torch.zeros(2))
+        self.register_buffer("settled", torch.tensor(False))
 
     def forward(self, student: Tensor, teacher: Tensor, *, batch: Any, progress: float = 0.0) -> Tensor:
         """The loss of one pair of features, a scalar."""
         index = batch.index
-        student, teacher = flat_samples(student, teacher)
-        own, other = self.embedded(student, teacher)
-        chosen = torch.cat([index[:, None], self.draw(index)], 1)
-        loss = self._contrast(own, self.teacher_bank, chosen, 0) + self._contrast(other, self.student_bank, chosen, 1)
+        own, other = self.embedded(*flat_samples(student, teacher))
+        order = self.order()
+        left_out = self.left_out(order, index)
+        pairs = [
+            (vectors, Rows(bank[index].to(vectors.dtype), bank[order].to(vectors.dtype), left_out))
+            for vectors, bank in ((own, self.teacher_bank), (other, self.student_bank))
+        ]
+        noise = self.count / self.samples
+        shifts = self._log_normalizers(pairs) + math.log(noise + EPS)
+        losses = [noise_contrast(*pair, shift, self.temperature) for pair, shift in zip(pairs, shifts, strict=True)]
         if self.training:
-            self._waiting.append((from_all_ranks(index), from_all_ranks(own), from_all_ranks(other)))
-        return loss
+            self._move(index, own, other)
+        # The rest is what ε adds to the denominators of the negatives.
+        return losses[0] + losses[1] + 2 * self.count * math.log1p(EPS / noise)
 
     @full_precision
     def embedded(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Both vectors `(B, dimensions)` of unit length."""
         return F.normalize(self.student_embedding(student)), F.normalize(self.teacher_embedding(teacher))
 
-    @torch.no_grad()
-    def draw(self, index: Tensor) -> Tensor:
-        """Sample numbers `(B, K)` of other classes than each sample's; of other samples where labels are unknown."""
-        numbers = torch.rand(len(index), self.count, device=index.device)
-        if not len(self.labels):
-            places = (numbers * (self.samples - 1)).long().clamp(max=self.samples - 2)
-            return places + (places >= index[:, None])
-        label = self.labels[index]
-        start, size = self.class_start[label][:, None], self.class_size[label][:, None]
-        # Places among the samples of other classes; those of the own class are stepped over.
-        places = torch.minimum((numbers * (self.samples - size)).long(), self.samples - size - 1)
-        return self.by_class[places + size * (places >= start)]
+    def order(self) -> Tensor:
+        """Sample numbers `(M,)` in a random order, enough for K negatives of each sample."""
+        return torch.randperm(self.samples, device=self.labels.device)[: self.reach]
 
-    @full_precision
-    def _contrast(self, vectors: Tensor, bank: Tensor, chosen: Tensor, direction: int) -> Tensor:
-        powers = ((vectors @ bank.to(vectors.dtype).T).gather(1, chosen) / self.temperature).exp()
-        probability = powers / self._normalizer(powers, direction)
-        noise = self.count / self.samples
-        positive = probability[:, 0]
-        right = (positive / (positive + noise + EPS)).log()
-        rest = (noise / (probability[:, 1:] + noise + EPS)).log()
-        return -(right.sum() + rest.sum()) / len(vectors)
+    def left_out(self, order: Tensor, index: Tensor) -> Tensor:
+        """Which samples of the order are no negatives of each sample, `(B, M)`: those of its class, those after K."""
+        own_class = self.labels[order] == self.labels[index][:, None]
+        before = (~own_class).cumsum(1, dtype=torch.int32)
+        return own_class.logical_or_(before > self.count)
 
     @torch.no_grad()
-    def _normalizer(self, powers: Tensor, direction: int) -> Tensor:
-        """Z, settled by the first batch (of all processes together)."""
-        mean = from_all_ranks(powers.mean()[None]).mean() * self.samples
-        old = self.normalizers[direction]
-        settled = torch.where(old < 0, mean.to(old.dtype), old)
+    def _log_normalizers(self, pairs: Sequence[tuple[Tensor, Rows]]) -> Tensor:
+        """log Z of both directions `(2,)`, settled by the first batch of all processes together."""
+        if self._settled:
+            return self.log_normalizers.to(pairs[0][0].dtype)
+        means = torch.stack([log_mean_power(*pair, self.temperature) for pair in pairs])
+        means = from_all_ranks(means[None])
+        values = means.logsumexp(0) + math.log(self.samples / len(means))
         if self.training:
-            self.normalizers[direction] = settled
-        return settled.to(powers.dtype)
+            self.log_normalizers.copy_(values)
+            self.settled.fill_(True)
+            self._settled = True
+        return values
 
     @torch.no_grad()
-    def after_optimizer_step(self, progress: float) -> None:
-        """Moves the rows of the samples seen since the last step; before it, they are still needed for gradients."""
-        for index, own, other in self._waiting:
-            for bank, vectors in ((self.student_bank, own), (self.teacher_bank, other)):
-                mixed = self.momentum * bank[index] + (1 - self.momentum) * vectors.to(bank.dtype)
-                bank[index] = F.normalize(mixed)
-        self._waiting.clear()
+    def _move(self, index: Tensor, own: Tensor, other: Tensor) -> None:
+        """Moves the banks' rows of the samples of all processes."""
+        index, vectors = from_all_ranks(index), from_all_ranks(torch.stack([own, other], 1))
+        first = (index[:, None] == index).byte().argmax(1)  # one vector for a sample, however often it is there
+        for bank, new in zip((self.student_bank, self.teacher_bank), vectors[first].unbind(1), strict=True):
+            mixed = torch.lerp(new.to(bank.dtype), bank[index], self.momentum)
+            bank.index_copy_(0, index, F.normalize(mixed))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if prefix + "settled" in state_dict:
+            self._settled = bool(state_dict[prefix + "settled"])
