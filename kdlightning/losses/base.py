@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from kdlightning.losses.layers import pointwise
+
 Shape = tuple[int, ...]
 
 
@@ -142,8 +144,7 @@ def channel_adapter(student: Shape, teacher: Shape) -> nn.Module | None:
     """None for equal widths, else a linear map of the channels: 1×1 convolution, or a linear layer for vectors."""
     if student[1] == teacher[1]:
         return None
-    kind: Any = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}[len(student)]
-    return kind(student[1], teacher[1]) if len(student) == 2 else kind(student[1], teacher[1], kernel_size=1)
+    return pointwise(len(student), student[1], teacher[1])
 
 
 def pooled_adapter(student: Shape, teacher: Shape) -> nn.Module:

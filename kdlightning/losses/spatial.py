@@ -24,6 +24,15 @@ def channels_first(tensor: Tensor, layout: Layout) -> Tensor:
     return tensor
 
 
+def position_mean(features: Tensor, layout: Layout = "channels_first") -> Tensor:
+    """The mean over all positions, `(B, C)`; vectors as they are."""
+    if features.ndim < 2:
+        raise ValueError(f"features must be (batch, channels, …), not {tuple(features.shape)}")
+    if features.ndim == 2:
+        return features
+    return channels_first(features, layout).flatten(2).mean(2)
+
+
 def pool_larger(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Brings two maps to one spatial size: in each dimension the larger is average-pooled to the smaller.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.models.residual import CONVOLUTIONS, NORMS
 
 
 class ConvNet(nn.Module):
@@ -54,8 +54,7 @@ class ConvNet(nn.Module):
 
 def conv_stage(in_channels: int, width: int, depth: int, stride: int, dimensions: int = 2) -> nn.Sequential:
     """`depth` times (3-wide convolution, batch norm, ReLU), the first with a stride."""
-    convolution: Any = nn.Conv2d if dimensions == 2 else nn.Conv1d
-    norm: Any = nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d
+    convolution, norm = CONVOLUTIONS[dimensions], NORMS[dimensions]
     layers: list[nn.Module] = []
     for number in range(depth):
         step = stride if number == 0 else 1

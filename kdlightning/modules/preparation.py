@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -69,8 +70,10 @@ class PreparationMixin:
                 self._probe()
             for name in set(self.adapters) - {term.key for term in self._knowledge}:
                 del self.adapters[name]  # of an earlier fit with other callbacks
+            # A loader is made once for all terms: what making it costs is the data's own affair.
+            data = getattr(self._training_loader(), "dataset", None) if self._knowledge else None
             for term in self._knowledge:
-                term.build(self.adapters, self._loss_context)
+                term.build(self.adapters, partial(self._loss_context, data))
             self._check_fields()
             self._refuse_stock_average()
 
@@ -100,9 +103,10 @@ class PreparationMixin:
                         "kdlightning.IndexedViews, or the loader with kdlightning.resumable"
                     )
 
-    def _loss_context(self: DistillModule, learner: str, source: str) -> LossContext:  # type: ignore[misc]
+    def _loss_context(  # type: ignore[misc]
+        self: DistillModule, dataset: Any, learner: str, source: str
+    ) -> LossContext:
         """What a loss of a term may look at before training."""
-        dataset = self._training_data()
         teacher = self.networks.get(source) or getattr(self.teacher, "network", None)
         return LossContext(
             self.networks[learner],
@@ -113,10 +117,9 @@ class PreparationMixin:
             label_map=_label_map(self.teacher) if source == "teacher" else None,
         )
 
-    def _training_data(self: DistillModule) -> Any:  # type: ignore[misc]
+    def _training_loader(self: DistillModule) -> Any:  # type: ignore[misc]
         source: Any = self.trainer.fit_loop._data_source.instance
-        loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
-        return getattr(loader, "dataset", None)
+        return source.train_dataloader() if hasattr(source, "train_dataloader") else source
 
     def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
         """Removes hooks and forgets declarations, so that another fit starts clean."""
@@ -255,8 +258,7 @@ class PreparationMixin:
 
     def sample_batch(self: DistillModule) -> Batch:  # type: ignore[misc]
         """Two training samples, taken without starting workers or drawing a sampler."""
-        source: Any = self.trainer.fit_loop._data_source.instance
-        loader = source.train_dataloader() if hasattr(source, "train_dataloader") else source
+        loader = self._training_loader()
         dataset: Any = getattr(loader, "dataset", None)
         iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset)
         with restored_generators():

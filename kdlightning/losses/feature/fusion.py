@@ -8,10 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kdlightning.losses.layers import CONVOLUTIONS, NORMS, check_normalisable
 from kdlightning.losses.spatial import pool_to
-
-_CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d}
-_NORMS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 
 
 class Fusion(nn.Module):
@@ -33,7 +31,7 @@ class Fusion(nn.Module):
         self, in_channels: int, channels: int, out_channels: int, dimensions: int, *, fuses: bool, kernel: int = 3
     ) -> None:
         super().__init__()
-        convolution, norm = _CONVOLUTIONS[dimensions], _NORMS[dimensions]
+        convolution, norm = CONVOLUTIONS[dimensions + 2], NORMS[dimensions + 2]
         self.reduce = nn.Sequential(convolution(in_channels, channels, 1, bias=False), norm(channels))
         last = convolution(channels, out_channels, kernel, padding=kernel // 2, bias=False)
         self.expand = nn.Sequential(last, norm(out_channels))
@@ -53,11 +51,8 @@ class Fusion(nn.Module):
         Raises:
             ValueError: in training, a batch whose channels have a single value, which BatchNorm cannot normalise.
         """
-        if self.training and features.numel() == features.shape[1]:
-            raise ValueError(
-                "ReviewKD normalises over the batch and cannot train on a single sample of "
-                f"shape {tuple(features.shape[1:])}: use drop_last=True or a larger batch"
-            )
+        if self.training:
+            check_normalisable("ReviewKD", features)
         fused = self.reduce(features)
         if self.attention is not None and deeper is not None:
             fused = self._fused(fused, deeper)

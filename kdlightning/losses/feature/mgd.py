@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlightning.losses.base import FeatureLoss, Shape
+from kdlightning.losses.layers import CONVOLUTIONS
 from kdlightning.losses.numerics import check_share, full_precision
 from kdlightning.losses.spatial import pool_larger
 
@@ -89,7 +90,6 @@ class MGD(FeatureLoss):
 def _layer(shape: Shape) -> nn.Module:
     if len(shape) == 2:
         return nn.Linear(shape[1], shape[1])
-    kinds: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d}
-    if len(shape) not in kinds:
+    if len(shape) not in CONVOLUTIONS:
         raise ValueError(f"MGD needs vectors or maps (batch, channels, …), not shape {tuple(shape)}")
-    return kinds[len(shape)](shape[1], shape[1], kernel_size=3, padding=1)
+    return CONVOLUTIONS[len(shape)](shape[1], shape[1], kernel_size=3, padding=1)

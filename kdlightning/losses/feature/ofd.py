@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from kdlightning.losses.base import FeatureLoss, LossContext, Shape
 from kdlightning.losses.feature.norm_of_tap import norm_of_tap
+from kdlightning.losses.layers import NORMS, pointwise
 from kdlightning.losses.numerics import full_precision
 from kdlightning.losses.spatial import Layout, channels_first
 
@@ -121,18 +122,11 @@ class OFD(FeatureLoss):
 
     def adapter(self, student: Shape, teacher: Shape) -> nn.Module:
         """The connector for one pair of shapes (with batch dimension)."""
-        kinds: dict[int, tuple[Any, Any]] = {
-            2: (nn.Linear, nn.BatchNorm1d),
-            3: (nn.Conv1d, nn.BatchNorm1d),
-            4: (nn.Conv2d, nn.BatchNorm2d),
-        }
-        if len(student) != len(teacher) or len(student) not in kinds:
+        if len(student) != len(teacher) or len(student) not in NORMS:
             raise ValueError(f"OFD needs two vectors or two maps, not shapes {tuple(student)} and {tuple(teacher)}")
-        layer, norm = kinds[len(student)]
-        sizes = (student[1], teacher[1]) if len(student) == 2 else (student[1], teacher[1], 1)
-        connector = layer(*sizes, bias=False)
+        connector: Any = pointwise(len(student), student[1], teacher[1], bias=False)
         nn.init.normal_(connector.weight, std=math.sqrt(2 / teacher[1]))
-        return nn.Sequential(connector, norm(teacher[1]))
+        return nn.Sequential(connector, NORMS[len(student)](teacher[1]))
 
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         """Keeps the margin, or what it is counted from."""

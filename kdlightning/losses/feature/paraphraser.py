@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdlightning.losses.base import FeatureLoss, Shape
 from kdlightning.losses.feature.fit_net import fitnet_loss
+from kdlightning.losses.layers import CONVOLUTIONS, NORMS, TRANSPOSED
 from kdlightning.losses.numerics import check_share
 
 SLOPE = 0.1
@@ -72,16 +73,14 @@ def convolutions(
         transposed: transposed convolutions.
         batch_norm: a BatchNorm after each layer.
     """
-    plain: dict[int, Any] = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}
-    turned: dict[int, Any] = {2: nn.Linear, 3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d}
-    norms: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
-    if len(shape) not in plain:
+    if len(shape) not in NORMS:
         raise ValueError(f"factor transfer needs vectors or maps (batch, channels, …), not shape {tuple(shape)}")
+    kinds = {2: nn.Linear, **(TRANSPOSED if transposed else CONVOLUTIONS)}
     options = {} if len(shape) == 2 else {"kernel_size": 3, "padding": 1}
     layers: list[nn.Module] = []
     for before, after in zip(widths, widths[1:], strict=False):
-        layers.append((turned if transposed else plain)[len(shape)](before, after, **options))
-        layers += [norms[len(shape)](after)] if batch_norm else []
+        layers.append(kinds[len(shape)](before, after, **options))
+        layers += [NORMS[len(shape)](after)] if batch_norm else []
         layers.append(nn.LeakyReLU(SLOPE, inplace=True))
     return nn.Sequential(*layers)
 

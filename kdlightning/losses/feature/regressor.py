@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kdlightning.losses.base import Shape
+from kdlightning.losses.layers import CONVOLUTIONS, NORMS, TRANSPOSED, check_normalisable
+from kdlightning.losses.spatial import pool_to
 
 LARGEST_KERNEL = 16
 """Maps that would need a larger kernel are average-pooled first: 50×50 weights a pair of channels help nobody."""
-
-_CONVOLUTIONS: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d}
-_TRANSPOSED: dict[int, Any] = {3: nn.ConvTranspose1d, 4: nn.ConvTranspose2d}
-_NORMS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}
 
 
 class Regressor(nn.Sequential):
@@ -31,13 +26,10 @@ class Regressor(nn.Sequential):
             ValueError: in training, a batch whose channels have a single value, which BatchNorm cannot normalise.
         """
         if self.pooled_size is not None:
-            input = _pool(input, self.pooled_size)
+            input = pool_to(input, self.pooled_size)
         for position, layer in enumerate(self):
-            if position == 1 and self.training and input.numel() == input.shape[1]:
-                raise ValueError(
-                    "the regressor normalises over the batch and cannot train on a single sample of "
-                    f"shape {tuple(input.shape[1:])}: use drop_last=True or a larger batch"
-                )
+            if position == 1 and self.training:
+                check_normalisable("the regressor", input)
             input = layer(input)
         return input
 
@@ -58,7 +50,7 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> Regressor
     Raises:
         ValueError: the numbers of dimensions differ or are not 2, 3 or 4.
     """
-    if len(student) != len(teacher) or len(student) not in _NORMS:
+    if len(student) != len(teacher) or len(student) not in NORMS:
         raise ValueError(
             f"the regressor needs two vectors or two maps, not shapes {tuple(student)} and {tuple(teacher)}"
         )
@@ -68,7 +60,7 @@ def regressor(student: Shape, teacher: Shape, *, relu: bool = True) -> Regressor
         layer = nn.Linear(student[1], teacher[1])
     else:
         layer, pooled = _convolution(student, teacher)
-    layers = [layer, _NORMS[len(student)](teacher[1])]
+    layers = [layer, NORMS[len(student)](teacher[1])]
     return Regressor(*layers, *([nn.ReLU()] if relu else []), pooled_size=pooled)
 
 
@@ -79,15 +71,9 @@ def _convolution(student: Shape, teacher: Shape) -> tuple[nn.Module, tuple[int, 
     if any(t > s for s, t in pairs):
         if all(t in (s, 2 * s) for s, t in pairs):
             steps = [(4, 2, 1) if t > s else (1, 1, 0) for s, t in pairs]
-            return _TRANSPOSED[rank](student[1], teacher[1], *zip(*steps, strict=True)), None
-        return _CONVOLUTIONS[rank](student[1], teacher[1], kernel_size=1), None
+            return TRANSPOSED[rank](student[1], teacher[1], *zip(*steps, strict=True)), None
+        return CONVOLUTIONS[rank](student[1], teacher[1], kernel_size=1), None
     pooled = tuple(2 * t if s != 2 * t and 1 + s - t > LARGEST_KERNEL else s for s, t in pairs)
     steps = [(3, 2, 1) if s == 2 * t else (1 + s - t, 1, 0) for s, t in zip(pooled, wanted, strict=True)]
-    layer = _CONVOLUTIONS[rank](student[1], teacher[1], *zip(*steps, strict=True))
+    layer = CONVOLUTIONS[rank](student[1], teacher[1], *zip(*steps, strict=True))
     return layer, None if pooled == tuple(own) else pooled
-
-
-def _pool(tensor: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tensor.ndim == 3:
-        return F.adaptive_avg_pool1d(tensor, size)  # type: ignore[arg-type]
-    return F.adaptive_avg_pool2d(tensor, size)  # type: ignore[arg-type]

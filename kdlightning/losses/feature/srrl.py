@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from kdlightning.losses.base import FeatureLoss, LossContext, Shape
 from kdlightning.losses.heads import parameters_of, teacher_classifier
+from kdlightning.losses.layers import NORMS, check_normalisable, pointwise
 from kdlightning.losses.numerics import full_precision
-from kdlightning.losses.spatial import Layout, channels_first
+from kdlightning.losses.spatial import Layout, position_mean
 
 
 @full_precision
@@ -61,24 +62,13 @@ def srrl_loss(
     return alpha * features + beta * logits
 
 
-def position_mean(features: Tensor, layout: Layout = "channels_first") -> Tensor:
-    """The mean over all positions, `(B, C)`; vectors as they are."""
-    if features.ndim < 2:
-        raise ValueError(f"features must be (batch, channels, …), not {tuple(features.shape)}")
-    if features.ndim == 2:
-        return features
-    return channels_first(features, layout).flatten(2).mean(2)
-
-
 class Connector(nn.Sequential):
     """1×1 convolution (a linear layer for vectors) to the teacher's width, BatchNorm, and perhaps ReLU."""
 
     def __init__(self, student: Shape, teacher: Shape, *, relu: bool) -> None:
-        layer: Any = {2: nn.Linear, 3: nn.Conv1d, 4: nn.Conv2d}[len(student)]
-        norm: Any = nn.BatchNorm2d if len(student) == 4 else nn.BatchNorm1d
-        first = layer(student[1], teacher[1], *([1] if len(student) > 2 else []), bias=False)
+        first: Any = pointwise(len(student), student[1], teacher[1], bias=False)
         nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
-        super().__init__(first, norm(teacher[1]), *([nn.ReLU(inplace=True)] if relu else []))
+        super().__init__(first, NORMS[len(student)](teacher[1]), *([nn.ReLU(inplace=True)] if relu else []))
 
     def forward(self, input: Tensor) -> Tensor:
         """Features in the teacher's width.
@@ -86,11 +76,8 @@ class Connector(nn.Sequential):
         Raises:
             ValueError: in training, a batch whose channels have a single value, which BatchNorm cannot normalise.
         """
-        if self.training and input.numel() == input.shape[1]:
-            raise ValueError(
-                "SRRL's connector normalises over the batch and cannot train on a single sample of "
-                f"shape {tuple(input.shape[1:])}: use drop_last=True or a larger batch"
-            )
+        if self.training:
+            check_normalisable("SRRL's connector", input)
         return super().forward(input)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlightning.losses.base import FeatureLoss, Shape
+from kdlightning.losses.layers import NORMS, pointwise
 from kdlightning.losses.numerics import check_positive, full_precision
 from kdlightning.losses.spatial import Layout, channels_first, pool_larger
 
@@ -98,9 +99,6 @@ class VID(FeatureLoss):
 
 
 def _layer(shape: Shape, width: int) -> nn.Module:
-    if len(shape) == 2:
-        return nn.Linear(shape[1], width, bias=False)
-    kinds: dict[int, Any] = {3: nn.Conv1d, 4: nn.Conv2d}
-    if len(shape) not in kinds:
+    if len(shape) not in NORMS:
         raise ValueError(f"VID needs vectors or maps (batch, channels, …), not shape {tuple(shape)}")
-    return kinds[len(shape)](shape[1], width, kernel_size=1, bias=False)
+    return pointwise(len(shape), shape[1], width, bias=False)

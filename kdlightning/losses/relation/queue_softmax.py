@@ -13,6 +13,7 @@ from kdlightning.losses.base import LossContext, RelationLoss, Shape, channel_ad
 from kdlightning.losses.distributed import from_all_ranks
 from kdlightning.losses.numerics import check_positive, full_precision
 from kdlightning.losses.response.softened import softened_kl
+from kdlightning.losses.spatial import position_mean
 
 _SIZES = ((50, 16), (100, 32), (250, 64), (500, 128), (1000, 256), (2000, 512), (4000, 1024), (10000, 2048))
 LARGEST = 8192
@@ -92,7 +93,7 @@ class QueueSoftmax(RelationLoss):
 
     def forward(self, student: Tensor, teacher: Tensor, *, batch: Any = None, progress: float = 0.0) -> Tensor:
         """The loss of one pair of features, a scalar."""
-        own, other = _embedding(student), _embedding(teacher.detach())
+        own, other = position_mean(student), position_mean(teacher.detach())
         if self.training:
             self._add(other)
         return queue_softmax_loss(own, other, self.queue, temperature=self.temperature)
@@ -108,7 +109,3 @@ class QueueSoftmax(RelationLoss):
 
 def _largest(samples: int) -> int:
     return 4096 if 0 < samples <= 20000 else LARGEST
-
-
-def _embedding(features: Tensor) -> Tensor:
-    return features if features.ndim == 2 else features.flatten(2).mean(2)
