@@ -15,14 +15,13 @@ differences to labels alone paired by seed. Nothing is chosen on test.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from accuracy_groups import Group, groups
 from accuracy_tables import draw, place, tables
-from accuracy_workers import Job, run_jobs
+from accuracy_workers import Job, command, newest_result, run_jobs
 from paired import record, write
 
 HERE = Path(__file__).parent
@@ -39,20 +38,16 @@ def jobs_of(group: Group, options: argparse.Namespace) -> tuple[list[Job], list[
         kept = options.work / "runs" / group.run_name(name) / f"seed{seed}"
         if place(group, name, seed).is_file() and not (read and not any(kept.glob("*/checkpoints/last.ckpt"))):
             continue
-        words = ["fit", "-c", str(group.config(name, options.work)), f"--seed_everything={seed}", "--then", "test"]
-        words += ["--trainer.accelerator=cpu"]
-        words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
+        words = [*command(group.config(name, options.work), seed, options, group.file), "--then", "test"]
         (first if read else rest).append(Job(f"{group.name} {name} seed {seed}", words, kept, place(group, name, seed)))
     return first, rest
 
 
 def keep(job: Job, used: dict[str, float]) -> None:
     """Writes a finished run's record."""
-    newest = max(job.runs.glob("version_*/result.json"), key=lambda path: path.stat().st_mtime)
-    result = json.loads(newest.read_text())
     given = next((word.rsplit("/", 1)[-1] for word in job.words if word.startswith("--data.path=")), None)
     # Signals that are made on the spot are other data than the file's: a record says which.
-    write(job.record, {**record(result), "data": given, **used})
+    write(job.record, {**record(newest_result(job)), "data": given, **used})
 
 
 def measure(chosen: Sequence[Group], options: argparse.Namespace) -> None:
@@ -62,10 +57,9 @@ def measure(chosen: Sequence[Group], options: argparse.Namespace) -> None:
             out = HERE / "results" / "accuracy_times" / f"{group.name}.{name.replace('/', '.')}.json"
             if out.is_file():
                 continue
-            words = ["fit", "-c", str(group.config(name, options.work)), "--seed_everything=0"]
-            words += ["--trainer.accelerator=cpu", f"--trainer.max_epochs={options.epochs}"]
-            words += ["--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false"]
-            words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
+            words = command(group.config(name, options.work), 0, options, group.file)
+            words += [f"--trainer.max_epochs={options.epochs}", "--trainer.limit_val_batches=0"]
+            words += ["--trainer.enable_progress_bar=false"]
             job = Job(f"{group.name} {name} time", words, options.work / "times" / group.name / name, out)
             run_jobs([job], 1, options, lambda job, used: write(job.record, used))
 

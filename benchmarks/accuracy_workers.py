@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,18 @@ class Job:
     words: list[str]
     runs: Path
     record: Path
+
+
+def command(config: Path, seed: int, options: argparse.Namespace, file: str | None) -> list[str]:
+    """The words that train a configuration, on a file of the data folder if there are both."""
+    words = ["fit", "-c", str(config), f"--seed_everything={seed}", "--trainer.accelerator=cpu"]
+    return words + ([f"--data.path={options.data / file}"] if file and options.data else [])
+
+
+def newest_result(job: Job) -> dict[str, Any]:
+    """What the last run of a job left behind."""
+    newest = max(job.runs.glob("version_*/result.json"), key=lambda path: path.stat().st_mtime)
+    return json.loads(newest.read_text())
 
 
 def run_jobs(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_groups import Group, groups
-from accuracy_workers import Job, run_jobs
+from accuracy_workers import Job, command, newest_result, run_jobs
 from paired import markdown, score, write
 
 from kdlightning.commands.shipped import shipped
@@ -49,9 +49,8 @@ def jobs_of(group: Group, name: str, options: argparse.Namespace) -> list[Job]:
         path.write_text(f"# run: {run}\n" + _WEIGHT.sub(rf"\g<1>{value!r}", shipped()[name].read_text()))
         for seed in SEEDS:
             record = RESULTS / name.replace("/", ".") / f"{value:g}" / f"seed{seed}.json"
-            words = ["fit", "-c", str(path), f"--seed_everything={seed}", "--trainer.accelerator=cpu"]
+            words = command(path, seed, options, group.file)
             words += [f"--trainer.max_epochs={EPOCHS}", f"--model.init_args.lr_scheduler.init_args.T_max={EPOCHS}"]
-            words += [f"--data.path={options.data / group.file}"] if group.file and options.data else []
             if not record.is_file():
                 jobs.append(
                     Job(f"{name} {value:g} seed {seed}", words, options.work / "runs" / run / f"seed{seed}", record)
@@ -61,8 +60,7 @@ def jobs_of(group: Group, name: str, options: argparse.Namespace) -> list[Job]:
 
 def keep(job: Job, used: dict[str, float]) -> None:
     """Writes a finished run's record."""
-    newest = max(job.runs.glob("version_*/result.json"), key=lambda path: path.stat().st_mtime)
-    write(job.record, {"val_acc": score(json.loads(newest.read_text()), "acc", "val")})
+    write(job.record, {"val_acc": score(newest_result(job), "acc", "val")})
 
 
 def table() -> str:
