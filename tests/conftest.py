@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +62,54 @@ def trainer(tmp_path: Path) -> Any:
         return L.Trainer(**options)
 
     return make
+
+
+@pytest.fixture
+def fit_until(trainer: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Trains under a name for two epochs, or until optimizer step `stop`, where the run breaks off as if killed.
+
+    A second call of the same name goes on from its `last.ckpt`, in a process that begins elsewhere: other random
+    states, no seed. `make` gives the module, `data` what `fit` takes; further options are the Trainer's.
+    """
+    import lightning as L
+
+    from kdlightning import BestCheckpoint, LatestCheckpoint
+
+    class Broken(Exception):
+        """On purpose."""
+
+    class Break(L.Callback):
+        def __init__(self, stop: int | None) -> None:
+            self.stop = stop
+
+        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+            if self.stop is not None and trainer.global_step >= self.stop:
+                raise Broken
+
+    def run(
+        name: str,
+        make: Callable[[], Any],
+        *data: Any,
+        stop: int | None = None,
+        callbacks: Any = (),
+        best: bool = True,
+        datamodule: Any = None,
+        **options: Any,
+    ) -> Any:
+        last = tmp_path / name / "last.ckpt"
+        resumed = last.exists()
+        begin = 99 if resumed else 0
+        torch.manual_seed(begin)
+        module = make()
+        torch.manual_seed(begin)  # making it may have seeded
+        module._seed = None if resumed else 11
+        kept = [LatestCheckpoint(1, dirpath=str(last.parent))]
+        kept += [BestCheckpoint(dirpath=str(last.parent))] if best else []
+        runner = trainer(**{"max_epochs": 2, "callbacks": [*callbacks, *kept, Break(stop)], **options})
+        try:
+            runner.fit(module, *data, datamodule=datamodule, ckpt_path=str(last) if resumed else None)
+        except Broken:
+            assert stop is not None
+        return module
+
+    return run

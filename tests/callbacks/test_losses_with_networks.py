@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch.utils.data import TensorDataset
@@ -18,7 +16,6 @@ from kdlightning import (
     ConfigurationError,
     FeatureKD,
     FeatureLoss,
-    LatestCheckpoint,
     OfflineDistillation,
     resumable,
 )
@@ -26,41 +23,19 @@ from kdlightning import (
 STAGES = {"stages.0": "stages.0", "stages.1": "stages.1"}
 
 
-class Broken(Exception):
-    """On purpose."""
-
-
-class Break(L.Callback):
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if self.step is not None and trainer.global_step >= self.step:
-            raise Broken
-
-
 @pytest.fixture
-def train(net: Any, trainer: Any, tmp_path: Path) -> Any:
+def train(net: Any, fit_until: Any) -> Any:
     """Trains for two epochs of three batches, or until step `stop`; resumes if there is a checkpoint."""
 
     def run(loss: FeatureLoss, name: str, stop: int | None = None) -> Any:
-        last = tmp_path / name / "last.ckpt"
-        resumed = last.exists()
         student, teacher = net(4, dropout=0.3), net(6, 1)
         module = OfflineDistillation(
             student, teacher, task=Classification(5), response=None, optimizer=lambda p: torch.optim.AdamW(p, 1e-2)
         )
         generator = torch.Generator().manual_seed(3)
         data = TensorDataset(torch.randn(24, 1, 8, 8, generator=generator), torch.arange(24) % 5)
-        torch.manual_seed(99 if resumed else 0)  # a resumed process begins elsewhere
-        module._seed = None if resumed else 11
-        kept = LatestCheckpoint(1, dirpath=str(last.parent))
-        runner = trainer(max_epochs=2, callbacks=[FeatureKD(loss, STAGES), kept, Break(stop)])
-        try:
-            runner.fit(module, resumable(data, batch_size=8, shuffle=True), ckpt_path=str(last) if resumed else None)
-        except Broken:
-            assert stop is not None
-        return module
+        loader = resumable(data, batch_size=8, shuffle=True)
+        return fit_until(name, lambda: module, loader, stop=stop, callbacks=[FeatureKD(loss, STAGES)], best=False)
 
     return run
 

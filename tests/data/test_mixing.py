@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +12,9 @@ from torch import Tensor
 from kdlightning import (
     DKD,
     KD,
-    BestCheckpoint,
     Classification,
     ConvNet,
     Digits,
-    LatestCheckpoint,
     OfflineDistillation,
     Regression,
 )
@@ -249,35 +246,11 @@ def test_a_method_that_needs_class_numbers_refuses_by_name(trainer: Any) -> None
         trainer().fit(module(DKD()), datamodule=Digits(mixup=1.0, train_limit=64))
 
 
-class Stop(Exception):
-    """On purpose."""
-
-
 @pytest.mark.filterwarnings("ignore:.*(exists and is not empty|Checkpoint directory)")
-def test_a_resumed_run_ends_where_the_undisturbed_one_ends(trainer: Any, tmp_path: Path) -> None:
-    import lightning as L
-
-    class Break(L.Callback):
-        def __init__(self, step: int | None) -> None:
-            self.step = step
-
-        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == self.step:
-                raise Stop
-
-    def run(name: str, step: int | None = None) -> Any:
-        last, one = tmp_path / name / "last.ckpt", module()
-        torch.manual_seed(99 if last.exists() else 0)
-        one._seed = None if last.exists() else 11
-        kept = [LatestCheckpoint(1, dirpath=str(last.parent)), BestCheckpoint(dirpath=str(last.parent)), Break(step)]
+def test_a_resumed_run_ends_where_the_undisturbed_one_ends(fit_until: Any) -> None:
+    def run(name: str, stop: int | None = None) -> Any:
         data = Digits(mixup=0.4, cutmix=1.0, train_limit=96, batch_size=32, seed=5, augment=True)
-        try:
-            trainer(max_epochs=2, callbacks=kept).fit(
-                one, datamodule=data, ckpt_path=str(last) if last.exists() else None
-            )
-        except Stop:
-            assert step is not None
-        return one
+        return fit_until(name, module, stop=stop, datamodule=data)
 
     whole = run("whole")
     run("cut", 2)

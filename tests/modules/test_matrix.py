@@ -13,11 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 
-from kdlightning import BestCheckpoint, ConfigurationError, LatestCheckpoint
+from kdlightning import ConfigurationError
 
 SCRIPT = Path(__file__).with_name("products.py")
 
@@ -36,38 +35,13 @@ PAIRS = PRODUCTS.pairs_of()
 pytestmark = pytest.mark.matrix
 
 
-class Broken(Exception):
-    """On purpose."""
-
-
-class Break(L.Callback):
-    """Ends the run at an optimizer step."""
-
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if self.step is not None and trainer.global_step >= self.step:
-            raise Broken
-
-
 @pytest.fixture
-def train(trainer: Any, tmp_path: Path) -> Any:
-    """Trains for two epochs of three batches, or until step `stop`; resumes if there is a checkpoint."""
+def train(fit_until: Any) -> Any:
+    """Trains a product for two epochs of three batches, or until step `stop`; resumes if there is a checkpoint."""
 
     def run(method: str, callback: str, name: str, stop: int | None = None, **options: Any) -> Any:
-        last = tmp_path / name / "last.ckpt"
-        resumed = last.exists()
         module, callbacks, data = PRODUCTS.setting(method, callback)
-        torch.manual_seed(99 if resumed else 0)  # a resumed process begins elsewhere
-        module._seed = None if resumed else 11
-        kept = [LatestCheckpoint(1, dirpath=str(last.parent)), BestCheckpoint(dirpath=str(last.parent))]
-        runner = trainer(max_epochs=2, callbacks=[*callbacks, *kept, Break(stop)], **options)
-        try:
-            runner.fit(module, *PRODUCTS.loaders(data, 8), ckpt_path=str(last) if resumed else None)
-        except Broken:
-            assert stop is not None
-        return module
+        return fit_until(name, lambda: module, *PRODUCTS.loaders(data, 8), stop=stop, callbacks=callbacks, **options)
 
     return run
 

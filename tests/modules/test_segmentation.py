@@ -12,14 +12,12 @@ from kdlightning import (
     DKD,
     KD,
     MGD,
-    BestCheckpoint,
     ConfigurationError,
     DigitScenes,
     DistillModule,
     FeatureKD,
     ForwardKL,
     FrozenTeacher,
-    LatestCheckpoint,
     MeanTeacher,
     OfflineDistillation,
     OnlineDistillation,
@@ -85,32 +83,10 @@ def test_a_batch_without_counted_pixels_teaches_nothing_and_stays_finite(trainer
     ],
     ids=["cwd", "pearson_kd", "mgd"],
 )
-def test_dense_feature_losses_train_and_resume(loss: Any, pairs: dict[str, str], trainer: Any, tmp_path: Any) -> None:
-    import lightning as L
-
-    class Stop(Exception):
-        pass
-
-    class Break(L.Callback):
-        def __init__(self, step: int | None) -> None:
-            self.step = step
-
-        def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == self.step:
-                raise Stop
-
-    def run(name: str, step: int | None = None) -> DistillModule:
-        last = tmp_path / name / "last.ckpt"
-        torch.manual_seed(99 if last.exists() else 0)
-        module = OfflineDistillation(net(0), net(1), response=None, task=Segmentation(11))
-        module._seed = None if last.exists() else 11
-        kept = [LatestCheckpoint(1, dirpath=str(last.parent)), BestCheckpoint(dirpath=str(last.parent)), Break(step)]
-        runner = trainer(max_epochs=2, callbacks=[FeatureKD(loss, pairs), *kept])
-        try:
-            runner.fit(module, datamodule=data(), ckpt_path=str(last) if last.exists() else None)
-        except Stop:
-            assert step is not None
-        return module
+def test_dense_feature_losses_train_and_resume(loss: Any, pairs: dict[str, str], fit_until: Any) -> None:
+    def run(name: str, stop: int | None = None) -> DistillModule:
+        made = lambda: OfflineDistillation(net(0), net(1), response=None, task=Segmentation(11))  # noqa: E731
+        return fit_until(name, made, stop=stop, callbacks=[FeatureKD(loss, pairs)], datamodule=data())
 
     whole = run("whole")
     run("cut", 4)

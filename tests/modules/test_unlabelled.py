@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -22,7 +21,6 @@ from kdlightning import (
     DistillModule,
     FeatureKD,
     FitNet,
-    LatestCheckpoint,
     MeanTeacher,
     OfflineDistillation,
     OnlineDistillation,
@@ -139,33 +137,10 @@ def test_an_average_of_the_student_can_teach_features(trainer: Any) -> None:
     assert float(runner.callback_metrics["val/cka"]) > 0.5
 
 
-class Stop(Exception):
-    """On purpose."""
-
-
-class Break(L.Callback):
-    def __init__(self, step: int | None) -> None:
-        self.step = step
-
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            raise Stop
-
-
-def test_a_resumed_run_ends_where_the_undisturbed_one_ends(trainer: Any, tmp_path: Path) -> None:
-    def run(name: str, step: int | None = None) -> Any:
-        last = tmp_path / name / "last.ckpt"
-        torch.manual_seed(99 if last.exists() else 0)
-        one = module()
-        one._seed = None if last.exists() else 11
-        kept = [LatestCheckpoint(1, dirpath=str(last.parent)), BestCheckpoint(dirpath=str(last.parent)), Break(step)]
+def test_a_resumed_run_ends_where_the_undisturbed_one_ends(fit_until: Any) -> None:
+    def run(name: str, stop: int | None = None) -> Any:
         data = Digits(train_limit=96, batch_size=32, seed=5, augment=True, mixup=1.0)
-        runner = trainer(max_epochs=2, callbacks=[*hints(), *kept])
-        try:
-            runner.fit(one, datamodule=data, ckpt_path=str(last) if last.exists() else None)
-        except Stop:
-            assert step is not None
-        return one
+        return fit_until(name, module, stop=stop, callbacks=hints(), datamodule=data)
 
     whole = run("whole")
     run("cut", 2)

@@ -24,12 +24,6 @@ from kdlightning.data.batch import Batch
 from kdlightning.data.loader import ResumableLoader
 
 
-@pytest.fixture
-def samples() -> TensorDataset:
-    generator = torch.Generator().manual_seed(3)
-    return TensorDataset(torch.randn(22, 1, 8, 8, generator=generator), torch.randint(5, (22,), generator=generator))
-
-
 def net(width: int, **options: Any) -> nn.Module:
     model = ConvNet(5, widths=(width, 2 * width), **options)
     with torch.no_grad():  # running statistics that differ from any batch's
