@@ -4,8 +4,9 @@
     python benchmarks/weights.py --table
 
 The weights of papers belong to their networks and images. Each candidate is the shipped weight times a factor, three
-seeds (100 to 102, of which no result is reported), half the epochs, accuracy of the last checkpoint on the validation
-split. Records lie in `results/weights/`; a shipped configuration then names the weight that won.
+seeds (100 to 102, of which no result is reported), half the epochs with the whole schedule of the learning rate,
+accuracy of the last checkpoint on the validation split. Records lie in `results/weights/`; a shipped configuration
+then names the weight that won.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ class DistillDataModule(L.LightningDataModule):
         self.cutmix = cutmix
         self.collate_fn: Callable[[list[Any]], Any] | None = None
         self._asked = (1, False)
+        self._asked_partners = False
         self._sources: Sources | None = None
         self._parts: dict[str, Any] = {}
 
@@ -194,14 +195,18 @@ class DistillDataModule(L.LightningDataModule):
             raise ConfigurationError(f"{type(self).__name__} has no {name} data")
         return self._parts[name]
 
-    def ask_for_views(self, count: int, *, strong: bool = False) -> None:
+    def ask_for_views(self, count: int, *, strong: bool = False, partners: bool = False) -> None:
         """What the run that begins reads of each training sample; training loaders made from now on give it.
 
         Args:
             count: number of views; `views`, if that is more.
             strong: whether the further ones are to be augmented more strongly than the first; see `strong_views`.
+            partners: whether another sample of each one's class is read too.
         """
+        if partners and (self.mixup or self.cutmix):
+            raise ConfigurationError("mixup and cutmix mix classes, and a term reads partners of one class: leave out")
         self._asked = (count, strong)
+        self._asked_partners = partners
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled, augmented, with `views` views or as many as were asked for."""
@@ -251,7 +256,9 @@ class DistillDataModule(L.LightningDataModule):
                 "like the first (strong_views: false says that this is meant)",
                 stacklevel=3,
             )
-        return IndexedViews(data, seed, max(self.views, count), collated=self.collate_fn is None, further=further)
+        collated = self.collate_fn is None
+        count = max(self.views, count)
+        return IndexedViews(data, seed, count, collated=collated, further=further, partners=self._asked_partners)
 
     def _mixes(self, views: IndexedViews, seed: int) -> IndexedCollate:
         """The collate function that mixes, tried on one sample: a worker's sentence would come late, and long."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,12 +41,14 @@ class LoadedBatch:
         index: sample numbers `(B,)`, int64, as the training or validation set counts them.
         view: number of the seeded view that `data` shows `(B,)`, int64 (the epoch, in training).
         views: the same samples under further augmentations, each as `data`; empty unless a term asked for them.
+        partners: for each sample another one of its class, as `data`; None unless a term asked for them.
     """
 
     data: Any
     index: Tensor
     view: Tensor
     views: tuple[Any, ...] = ()
+    partners: Any = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> LoadedBatch:
         """The batch on another device."""
@@ -62,6 +65,7 @@ class LoadedBatch:
             index=function(self.index),
             view=function(self.view),
             views=_map(self.views, function),
+            partners=_map(self.partners, function),
         )
 
 
@@ -76,6 +80,7 @@ class Batch:
         index: sample numbers `(B,)`, int64; None if the loader does not give them (wrap it with `IndexedViews`).
         view: number of the view shown `(B,)`, int64, or None.
         views: inputs of the same samples under further augmentations; empty unless asked for.
+        partners: inputs of another sample of each one's class; None unless asked for.
         teacher_inputs: the teacher's own inputs (tokenizer, template, resolution, context); None means `inputs`.
         size: number of samples.
     """
@@ -86,11 +91,20 @@ class Batch:
     index: Tensor | None = None
     view: Tensor | None = None
     views: tuple[Any, ...] = ()
+    partners: Any = None
     teacher_inputs: Any = None
     size: int = 0
 
-    def joined(self, count: int) -> Batch:
-        """The first `count` views as one batch, view after view, for one pass of a network."""
-        shown = [self.inputs, *self.views[: count - 1]]
-        repeated = {name: _cat([getattr(self, name)] * len(shown)) for name in ("target", "mask", "index", "view")}
-        return replace(self, inputs=_cat(shown), views=(), size=self.size * len(shown), **repeated)
+
+def join(parts: Sequence[Batch]) -> Batch:
+    """Several batches as one, one after the other, for one pass of a network; a single one as it is.
+
+    A field that one of them lacks is None.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    fields = {}
+    for name in ("inputs", "target", "mask", "index", "view"):
+        values = [getattr(part, name) for part in parts]
+        fields[name] = None if any(value is None for value in values) else _cat(values)
+    return replace(parts[0], views=(), partners=None, size=sum(part.size for part in parts), **fields)

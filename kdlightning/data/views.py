@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from kdlightning.data.batch import LoadedBatch
+from kdlightning.data.partners import Partners
 from kdlightning.data.seeding import (
     RANDOM_SOURCES,
     default_seed,
@@ -20,6 +21,9 @@ from kdlightning.data.seeding import (
     seed_generators,
 )
 from kdlightning.errors import ConfigurationError
+
+_PARTNER = -3
+"""Its own place in the seeds, apart from those of views and batches."""
 
 
 @runtime_checkable
@@ -42,12 +46,14 @@ class IndexedItem:
         index: its number.
         view: number of the view.
         views: the sample under further augmentations.
+        partner: another sample of its class, where partners were asked for.
     """
 
     data: Any
     index: int
     view: int
     views: tuple[Any, ...] = ()
+    partner: Any = None
 
 
 class IndexedViews(Dataset):
@@ -68,10 +74,11 @@ class IndexedViews(Dataset):
         collated: let a data set that can load whole batches do so (`BatchLoading`); for loaders without a
             collate function of their own.
         further: the same samples under another, stronger augmentation: every view but the first comes from it.
+        partners: give for each sample another one of its class as well, drawn anew in each view.
 
     Raises:
-        ConfigurationError: for a data set without a length, an empty one, fewer than one view, or other samples in
-            `further`.
+        ConfigurationError: for a data set without a length, an empty one, fewer than one view, other samples in
+            `further`, or partners of a data set that does not tell its classes.
 
     Example:
         >>> data = IndexedViews([(torch.zeros(3), 0), (torch.ones(3), 1)])
@@ -80,7 +87,14 @@ class IndexedViews(Dataset):
     """
 
     def __init__(
-        self, dataset: Any, seed: int | None = None, views: int = 1, *, collated: bool = False, further: Any = None
+        self,
+        dataset: Any,
+        seed: int | None = None,
+        views: int = 1,
+        *,
+        collated: bool = False,
+        further: Any = None,
+        partners: bool = False,
     ) -> None:
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ConfigurationError(
@@ -99,6 +113,7 @@ class IndexedViews(Dataset):
         self.views = views
         self.further = dataset if further is None else further
         self.collated = collated and _loads_batches(self.dataset) and _loads_batches(self.further)
+        self.partners = _partners(dataset) if partners else None
         sources = [getattr(data, "random_sources", RANDOM_SOURCES) for data in (self.dataset, self.further)]
         self.random_sources: tuple[str, ...] = tuple(dict.fromkeys(name for names in sources for name in names))
 
@@ -122,7 +137,14 @@ class IndexedViews(Dataset):
         for k in range(self.views):
             seed_generators(mix(self.seed, view, number, k), self.random_sources)
             samples.append((self.further if k else self.dataset)[number])
-        return IndexedItem(samples[0], number, view, tuple(samples[1:]))
+        return IndexedItem(samples[0], number, view, tuple(samples[1:]), self._partner(number, view))
+
+    def _partner(self, number: int, view: int) -> Any:
+        if self.partners is None:
+            return None
+        seed = mix(self.seed, view, number, _PARTNER)
+        seed_generators(mix(seed, 1), self.random_sources)
+        return self.dataset[int(self.partners(torch.tensor([number]), torch.tensor([seed])))]
 
     def _batch(self, indices: Sequence[int]) -> LoadedBatch:
         index = torch.tensor(indices)
@@ -131,8 +153,22 @@ class IndexedViews(Dataset):
             seeds = [mix_tensors(self.seed, view, index, k) for k in range(self.views)]
         else:
             seeds = [torch.zeros_like(index)] * self.views
+        partners = None
+        if self.partners is not None:
+            drawn = mix_tensors(self.seed, view, index, _PARTNER)
+            partners = self.dataset.load(self.partners(index, drawn), mix_tensors(drawn, 1))
         batches = [(self.further if k else self.dataset).load(index, of_view) for k, of_view in enumerate(seeds)]
-        return LoadedBatch(batches[0], index, view, tuple(batches[1:]))
+        return LoadedBatch(batches[0], index, view, tuple(batches[1:]), partners)
+
+
+def _partners(dataset: Any) -> Partners:
+    labels = labels_of(dataset)
+    if labels is None:
+        raise ConfigurationError(
+            f"{type(dataset).__name__} does not tell its classes, by which partners are drawn: give it an attribute "
+            "labels of class numbers, one a sample"
+        )
+    return Partners(labels)
 
 
 def _loads_batches(dataset: Any) -> bool:
@@ -193,14 +229,18 @@ class IndexedCollate:
         if self.inner is default_collate:
             data = self.inner([item.data for item in items])
             views = tuple(self.inner([item.views[k] for item in items]) for k in range(further))
+            partners = self._partners(items)
         else:
             with restored_generators():
                 seed_generators(mix(self.seed, items[0].view, items[0].index, len(items), -1))
                 data = self.inner([item.data for item in items])
                 views = tuple(self.inner([item.views[k] for item in items]) for k in range(further))
-        return LoadedBatch(
-            data, torch.tensor([item.index for item in items]), torch.tensor([item.view for item in items]), views
-        )
+                partners = self._partners(items)
+        index, view = ([getattr(item, name) for item in items] for name in ("index", "view"))
+        return LoadedBatch(data, torch.tensor(index), torch.tensor(view), views, partners)
+
+    def _partners(self, items: list[IndexedItem]) -> Any:
+        return None if items[0].partner is None else self.inner([item.partner for item in items])
 
 
 def indexed_collate(inner: Callable[[list[Any]], Any] | None = None, seed: int | None = None) -> IndexedCollate:

@@ -88,13 +88,13 @@ class ModelOutput:
         """Whether `logits` can be asked for."""
         return self._logits is not None or (self.hidden is not None and self.head is not None)
 
-    def split(self, count: int) -> list[ModelOutput]:
-        """The answers to `count` equal parts of the batch; logits are still computed once, when somebody asks."""
-        return [self._part(number, count) for number in range(count)]
+    def split(self, sizes: Sequence[int]) -> list[ModelOutput]:
+        """The answers to parts of the batch of these sizes; logits are still computed once, when somebody asks."""
+        return [self._part(number, list(sizes)) for number in range(len(sizes))]
 
-    def _part(self, number: int, count: int) -> ModelOutput:
+    def _part(self, number: int, sizes: list[int]) -> ModelOutput:
         def rows(tensor: Tensor) -> Tensor:
-            return tensor.chunk(count)[number]
+            return tensor.split(sizes)[number]
 
         logits: Tensor | Callable[[], Tensor] | None = None
         if isinstance(self._logits, Tensor):

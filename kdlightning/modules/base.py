@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from kdlightning.data.batch import Batch
+from kdlightning.data.batch import Batch, join
 from kdlightning.data.seeding import mix, seed_generators
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import ResponseLoss
@@ -22,6 +22,7 @@ from kdlightning.modules.evaluation import EvaluationMixin
 from kdlightning.modules.guards import FiniteGuard, check_weights
 from kdlightning.modules.hyperparameters import from_command_line, is_plain
 from kdlightning.modules.knowledge import Adapters, KnowledgeTerm, TermSpec
+from kdlightning.modules.names import base_name
 from kdlightning.modules.optimization import OptimizationMixin
 from kdlightning.modules.preparation import PreparationMixin
 from kdlightning.modules.step import DistillStep
@@ -64,7 +65,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
             raise ConfigurationError(f"student must be a torch.nn.Module, not {type(student).__name__}")
         if lr_interval not in ("epoch", "step"):
             raise ConfigurationError(f"lr_interval must be epoch or step, not {lr_interval!r}")
-        if not task.has_loss and any(name.split("_peer")[0] == "task" for name in weights or {}):
+        if not task.has_loss and any(base_name(name) == "task" for name in weights or {}):
             raise ConfigurationError(f"{type(task).__name__} has no loss of its own: leave task out of weights")
         self.student = student
         self.teacher: Teacher | None = None
@@ -131,17 +132,28 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
     def make_step(self, batch: Batch, stage: str) -> DistillStep:
         """Runs the networks."""
         progress = self.progress
-        views = self.views if stage == "train" else 1
-        shown = batch if views == 1 else self._all_views(batch)
+        parts = self.shown(batch) if stage == "train" else [batch]
+        whole = join(parts)
         teacher = None
         teaches_first = self.teacher is not None and not self.teacher.reads_student
         if self.teacher is not None and teaches_first:
-            teacher = self.teacher(shown, None, logits=self.reads_teacher_logits())
-        student = self._readers["student"](shown.inputs)
+            teacher = self.teacher(whole, None, logits=self.reads_teacher_logits())
+        answers = self.run_networks(whole)
         if self.teacher is not None and not teaches_first:
-            teacher = self.teacher(shown, student, logits=self.reads_teacher_logits())
-        step = DistillStep(batch, student, teacher, [], progress, self.epoch_at(progress), stage)
-        return step if views == 1 else step.apart(views)
+            teacher = self.teacher(whole, answers["student"], logits=self.reads_teacher_logits())
+        step = DistillStep.of(whole, answers, teacher, progress=progress, epoch=self.epoch_at(progress), stage=stage)
+        return step if len(parts) == 1 else step.apart(parts)
+
+    def run_networks(self, batch: Batch) -> dict[str, ModelOutput]:
+        """The answers of all networks that learn, each run once."""
+        return {name: reader(batch.inputs) for name, reader in self._readers.items()}
+
+    def own_taps(self, network: str) -> Sequence[str]:
+        """Taps of a network that the mode itself reads."""
+        return ()
+
+    def build_parts(self, stage: str) -> None:
+        """Builds networks of the mode whose sizes depend on others, before any reader is opened."""
 
     def reads_teacher_logits(self) -> bool:
         """Whether a training step asks the teacher for logits."""
@@ -235,7 +247,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
 
     def is_token_term(self, name: str) -> bool:
         """Whether a term is a sum over the task's counted tokens."""
-        base = name.split("_peer")[0]
+        base = base_name(name)
         return base == "task" or (
             self.response is not None and base == self.response.name and getattr(self.response, "counts_tokens", False)
         )
@@ -245,7 +257,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         resting = [self.adapters[k.key] for k in self._knowledge if k.key not in terms] + self.resting(terms)
         zeros = [0.0 * p.sum() for module in resting for p in module.parameters() if p.requires_grad]
         if self.trainer.world_size > 1:
-            bases = {"task", *(name.split("_peer")[0] for name in self.term_defaults())}
+            bases = {"task", *(base_name(name) for name in self.term_defaults())}
             for network in self.networks:
                 suffix = "" if network == "student" else f"_{network}"
                 output = step.output(network)
@@ -260,7 +272,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
 
     def is_active(self, name: str, step: DistillStep) -> bool:
         """Whether there is such a term, and its weight is not zero at this moment."""
-        if not self.task.has_loss and name.split("_peer")[0] == "task":
+        if not self.task.has_loss and base_name(name) == "task":
             return False
         return weight_at(self._weights.get(name, 1.0), step.progress, step.epoch) != 0.0
 

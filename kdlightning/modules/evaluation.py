@@ -54,15 +54,14 @@ class EvaluationMixin:
 
     def evaluate(self: DistillModule, batch: Batch, stage: str) -> None:  # type: ignore[misc]
         """Scores all networks on a batch."""
-        outputs = {name: reader(batch.inputs) for name, reader in self._readers.items()}
-        for name, output in self.scored(outputs).items():
+        outputs = self.run_networks(batch)
+        for name, output in self.scored(outputs, batch, stage).items():
             self.board(name).add(output, batch)
         answer = self._score_teacher(batch, outputs["student"], stage)
         if self.keep_last_step:
-            peers = [output for name, output in outputs.items() if name != "student"]
             progress = self.progress
-            self.last_step = DistillStep(
-                batch, outputs["student"], answer, peers, progress, self.epoch_at(progress), stage
+            self.last_step = DistillStep.of(
+                batch, outputs, answer, progress=progress, epoch=self.epoch_at(progress), stage=stage
             )
 
     def _score_teacher(  # type: ignore[misc]
@@ -77,7 +76,9 @@ class EvaluationMixin:
             self.board("comparison").compare(student, answer, batch)
         return answer
 
-    def scored(self: DistillModule, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:  # type: ignore[misc]
+    def scored(  # type: ignore[misc]
+        self: DistillModule, outputs: dict[str, ModelOutput], batch: Batch, stage: str
+    ) -> dict[str, ModelOutput]:
         """The answers that get a row of metrics each."""
         return outputs
 

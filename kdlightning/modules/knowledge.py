@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import LossContext
+from kdlightning.modules.names import is_of_other_network
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.taps import TapInfo, canonical_shape, channels_first
@@ -182,8 +182,10 @@ def check_names(specs: Sequence[TermSpec], taken: Sequence[str]) -> None:
                 f"two terms are named {spec.name!r} ({seen[spec.name]} and {spec.owner}): give one of them another "
                 "name="
             )
-        if re.search(r"_peer\d+$", spec.name):
-            raise ConfigurationError(f"{spec.owner}: a name may not end in _peer and a number, as peers' own terms do")
+        if is_of_other_network(spec.name):
+            raise ConfigurationError(
+                f"{spec.owner}: a name may not end in _peer or _exit and a number, as the terms of peers and exits do"
+            )
         if not spec.name.isidentifier():
             raise ConfigurationError(f"{spec.owner}: name {spec.name!r} must be a word of letters, digits and _")
         seen[spec.name] = spec.owner

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,9 +15,11 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.models.output import ModelOutput
 from kdlightning.modules.base import DistillModule
 from kdlightning.modules.guards import check_one_answer
+from kdlightning.modules.names import base_name
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.strategies import DML, OnlineStrategy
+from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
 
 
@@ -39,7 +42,7 @@ class OnlineDistillation(DistillModule):
 
     Args:
         student: network 0, the one that is shipped by default.
-        peers: the other networks, of any architectures.
+        peers: the other networks, of any architectures; None if the strategy makes them of the student (`ONE`).
         strategy: how they teach each other.
         task: what batches and outputs mean.
         optimizer: makes one optimizer with a parameter group for each network; AdamW with 1e-3 by default.
@@ -49,12 +52,10 @@ class OnlineDistillation(DistillModule):
         weights: weights by term name, numbers or schedules, merged over the defaults of the strategy.
     """
 
-    runs_views: ClassVar[bool] = False
-
     def __init__(
         self,
         student: nn.Module,
-        peers: list[nn.Module],
+        peers: list[nn.Module] | None = None,
         *,
         task: Task,
         strategy: OnlineStrategy | None = None,
@@ -73,6 +74,11 @@ class OnlineDistillation(DistillModule):
             weights=weights,
         )
         check_one_answer(task, type(self).__name__)
+        self.strategy = DML() if strategy is None else strategy
+        own = self.strategy.make_peers(student)
+        if own and peers:
+            raise ConfigurationError(f"{type(self.strategy).__name__} makes the peers of the student: leave peers out")
+        peers = own or peers
         if not peers:
             raise ConfigurationError(
                 "peers is empty: online distillation needs at least one network beside the student"
@@ -82,7 +88,6 @@ class OnlineDistillation(DistillModule):
         if peer_optimizers is not None and len(peer_optimizers) != len(peers):
             raise ConfigurationError(f"peer_optimizers has {len(peer_optimizers)} entries for {len(peers)} peers")
         self.peers = nn.ModuleList(peers)
-        self.strategy = DML() if strategy is None else strategy
         self.strategy.bind([student, *peers], task)
         self.peer_optimizers = peer_optimizers or [{} for _ in peers]
 
@@ -99,22 +104,53 @@ class OnlineDistillation(DistillModule):
     def term_defaults(self) -> Mapping[str, float]:
         """The strategy's weights, for every network."""
         own = {self.strategy.name: 1.0, **self.strategy.default_weights}
-        return own | {f"{name}_{peer}": weight for name, weight in own.items() for peer in list(self.networks)[1:]}
+        peers = {f"{name}_{peer}": weight for name, weight in own.items() for peer in list(self.networks)[1:]}
+        return own | peers | self.strategy.shared_weights
 
     def all_weights(self) -> dict[str, Any]:
         """A weight given for `task` or the strategy holds for all networks, unless theirs is given too."""
         weights = super().all_weights()
         for name in self.term_defaults():
-            base = name.split("_peer")[0]
+            base = base_name(name)
             if name != base and name not in self._given_weights:
                 weights[name] = weights[base]
         return weights
 
-    def make_step(self, batch: Batch, stage: str) -> DistillStep:
-        """Runs all networks."""
-        progress = self.progress
-        student, *peers = (reader(batch.inputs) for reader in self._readers.values())
-        return DistillStep(batch, student, None, peers, progress, self.epoch_at(progress), stage)
+    @property
+    def reads_views(self) -> Any:
+        """The strategy."""
+        return self.strategy
+
+    def shown(self, batch: Batch) -> list[Batch]:
+        """The batch alone: further views of it are other networks' inputs."""
+        if self.views > 1:
+            self.check_views(batch)
+        return [batch]
+
+    def own_taps(self, network: str) -> Sequence[str]:
+        """What the strategy reads."""
+        return self.strategy.taps(list(self.networks).index(network))
+
+    def build_parts(self, stage: str) -> None:
+        """Builds what of the strategy depends on shapes; prediction needs none of it."""
+        taps = {name: self.own_taps(name) for name in self.networks}
+        if stage == "predict" or not any(taps.values()):
+            return
+        infos, inputs = [], self.sample_batch(stage).inputs
+        for name, network in self.networks.items():
+            with closing(TapReader(network, taps[name])) as reader:
+                infos.append(reader.probe(inputs) if taps[name] else {})
+        self.strategy.build(infos)
+        self.strategy.to(next(self.student.parameters()).device)
+
+    def run_networks(self, batch: Batch) -> dict[str, ModelOutput]:
+        """All networks, each on its own view of the samples if the strategy asked for several."""
+        shown = [batch.inputs, *batch.views] if self.training and self.views > 1 else [batch.inputs]
+        with self.strategy.running():
+            return {
+                name: reader(shown[number % min(self.views, len(shown))])
+                for number, (name, reader) in enumerate(self._readers.items())
+            }
 
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The task's and the strategy's term of every network."""
@@ -126,21 +162,31 @@ class OnlineDistillation(DistillModule):
             for suffix, output in zip(suffixes, outputs, strict=True)
             if self.is_active(f"task{suffix}", step)
         }
-        names = [self.strategy.name + suffix for suffix in suffixes]
-        if any(self.is_active(name, step) for name in names):
-            losses = self.strategy(outputs, batch=step.batch, progress=step.progress)
-            terms |= {n: loss for n, loss in zip(names, losses, strict=True) if self.is_active(n, step)}
-        return terms
+        return terms | self.strategy.terms(outputs, step, lambda name: self.is_active(name, step))
 
     def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
-        """The strategy, if none of the networks has its term."""
-        return [] if any(name.split("_peer")[0] == self.strategy.name for name in terms) else [self.strategy]
+        """The strategy, if none of its terms is there."""
+        own = {self.strategy.name, *self.strategy.shared_weights}
+        return [] if any(base_name(name) in own for name in terms) else [self.strategy]
 
-    def scored(self, outputs: dict[str, ModelOutput]) -> dict[str, ModelOutput]:
+    def scored(self, outputs: dict[str, ModelOutput], batch: Batch, stage: str) -> dict[str, ModelOutput]:
         """All networks and their ensemble."""
-        check_classes(list(outputs.values()))
-        together = self.strategy.ensemble(list(outputs.values()))
+        answers = list(outputs.values())
+        check_classes(answers)
+        if stage == "val" and not self.trainer.sanity_checking:
+            self.strategy.observe(answers, batch)
+        together = self.strategy.ensemble(answers)
         return outputs if together is None else {**outputs, "ensemble": together}
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs `val/…`; the strategy learns that the pass is over."""
+        super().on_validation_epoch_end()
+        if not self.trainer.sanity_checking:
+            self.strategy.end_validation()
+
+    def after_optimizer_step(self, step: int) -> None:
+        """The strategy follows."""
+        self.strategy.after_optimizer_step(list(self.networks.values()), step)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group for each network with its adapters; the strategy's own parameters go with the student's."""

@@ -62,6 +62,7 @@ class PreparationMixin:
             self._ask_for_views()
         # A run that fails is never torn down: what callbacks declared is taken over here, once.
         self._declared, self._specs = self._specs, []
+        self.build_parts(stage)
         self._knowledge = self._resolve_terms() if fitting else []
         self._open_readers()
         if fitting:
@@ -71,7 +72,7 @@ class PreparationMixin:
             for name in set(self.adapters) - {term.key for term in self._knowledge}:
                 del self.adapters[name]  # of an earlier fit with other callbacks
             # A loader is made once for all terms: what making it costs is the data's own affair.
-            data = getattr(self._training_loader(), "dataset", None) if self._knowledge else None
+            data = getattr(self._loader_of("fit"), "dataset", None) if self._knowledge else None
             for term in self._knowledge:
                 term.build(self.adapters, partial(self._loss_context, data))
             self._check_fields()
@@ -117,9 +118,12 @@ class PreparationMixin:
             label_map=_label_map(self.teacher) if source == "teacher" else None,
         )
 
-    def _training_loader(self: DistillModule) -> Any:  # type: ignore[misc]
-        source: Any = self.trainer.fit_loop._data_source.instance
-        return source.train_dataloader() if hasattr(source, "train_dataloader") else source
+    def _loader_of(self: DistillModule, stage: str) -> Any:  # type: ignore[misc]
+        loops = {"fit": "fit_loop", "validate": "validate_loop", "test": "test_loop"}
+        loaders = {"fit": "train_dataloader", "validate": "val_dataloader", "test": "test_dataloader"}
+        source: Any = getattr(self.trainer, loops[stage])._data_source.instance
+        found = getattr(source, loaders[stage])() if hasattr(source, loaders[stage]) else source
+        return found[0] if isinstance(found, (list, tuple)) and found else found
 
     def teardown(self: DistillModule, stage: str) -> None:  # type: ignore[misc]
         """Removes hooks and forgets declarations, so that another fit starts clean."""
@@ -207,11 +211,12 @@ class PreparationMixin:
         check_names(self._declared, ["task", *self.term_defaults()])
         terms = []
         for spec in self._declared:
-            for learner, sources in self.links().items():
-                if not sources:
-                    raise ConfigurationError(
-                        f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher"
-                    )
+            links = {learner: sources for learner, sources in self.links().items() if sources}
+            if not links:
+                raise ConfigurationError(
+                    f"{spec.owner} needs somebody to learn from: {type(self).__name__} has no teacher"
+                )
+            for learner, sources in links.items():
                 if "teacher" in sources and self.teacher is not None and "taps" not in self.teacher.provides:
                     raise ConfigurationError(
                         f"{spec.owner} reads tensors inside the teacher, and {type(self.teacher).__name__} provides "
@@ -225,7 +230,7 @@ class PreparationMixin:
         for reader in self._readers.values():
             reader.close()
         self._readers = {
-            name: TapReader(network, taps_of(self._knowledge, name), language=self.is_language)
+            name: TapReader(network, [*self.own_taps(name), *taps_of(self._knowledge, name)], language=self.is_language)
             for name, network in self.networks.items()
         }
         if self.teacher is not None:
@@ -238,7 +243,7 @@ class PreparationMixin:
         for name, reader in self._readers.items():
             if reader.language:
                 self._check_head(name, reader.model, batch.inputs)
-            infos[name] = reader.probe(batch.inputs) if reader.taps else {}
+            infos[name] = reader.probe(self.network_inputs(name, batch)) if reader.taps else {}
         if isinstance(self.teacher, NetworkTeacher) and self.teacher.reader.language:
             self._check_head("teacher", self.teacher.network, teacher_inputs(batch))
         if self.teacher is not None and taps_of(self._knowledge, "teacher"):
@@ -248,6 +253,10 @@ class PreparationMixin:
                 term.infos[source] = [infos[source][pair.teacher] for pair in term.spec.pairs]
                 term.infos[f"learner>{source}"] = [infos[term.learner][pair.student] for pair in term.spec.pairs]
 
+    def network_inputs(self: DistillModule, network: str, batch: Batch) -> Any:  # type: ignore[misc]
+        """What a network is called with, to take the shapes of its taps."""
+        return batch.inputs
+
     def _check_head(self: DistillModule, name: str, model: nn.Module, inputs: Any) -> None:  # type: ignore[misc]
         with untouched(model):
             if not head_agrees(model, inputs):
@@ -256,9 +265,9 @@ class PreparationMixin:
                     "last hidden state"
                 )
 
-    def sample_batch(self: DistillModule) -> Batch:  # type: ignore[misc]
-        """Two training samples, taken without starting workers or drawing a sampler."""
-        loader = self._training_loader()
+    def sample_batch(self: DistillModule, stage: str = "fit") -> Batch:  # type: ignore[misc]
+        """Two samples, of training or of what is evaluated, taken without starting workers or drawing a sampler."""
+        loader = self._loader_of(stage)
         dataset: Any = getattr(loader, "dataset", None)
         iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, IterableDataset)
         with restored_generators():

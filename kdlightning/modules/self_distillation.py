@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
+from kdlightning.models.output import ModelOutput
 from kdlightning.modules.base import DistillModule
 from kdlightning.modules.guards import check_one_answer
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
+from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
 from kdlightning.teachers import SelfTeacher
 
@@ -22,7 +27,8 @@ class SelfDistillation(DistillModule):
     """Self-distillation: the student's own past, average, depth or better-informed copy teaches it.
 
     Terms: `task`, and the self-teacher's, named after its class in snake case (`pskd`, `mean_teacher`). Callbacks add
-    feature and relation terms where the self-teacher is a network (`MeanTeacher`).
+    feature and relation terms where the self-teacher is a network (`MeanTeacher`) or attaches exits (`BYOT`): each exit
+    learns from the student's deepest part, `fit_net_exit1`, …, and has metrics of its own, `val/acc_exit1`, ….
 
     Args:
         student: the network that is trained and shipped.
@@ -35,7 +41,6 @@ class SelfDistillation(DistillModule):
     """
 
     teacher: SelfTeacher | None
-    runs_views: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -68,6 +73,17 @@ class SelfDistillation(DistillModule):
         self.teacher = teacher
         self._teacher_epoch: int | None = None
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The student and the exits that the self-teacher has attached to it."""
+        exits = {} if self.teacher is None else self.teacher.exits
+        return {"student": self.student} | {f"exit{k}": part for k, part in enumerate(exits.values(), start=1)}
+
+    def links(self) -> dict[str, list[str]]:
+        """Exits learn from the student, the student from the self-teacher if it is a network."""
+        exits = [name for name in self.networks if name != "student"]
+        return {name: ["student"] for name in exits} or super().links()
+
     def setup(self, stage: str) -> None:
         """See `DistillModule.setup`; a fit needs the teacher."""
         if stage == "fit" and self.teacher is None:
@@ -82,18 +98,62 @@ class SelfDistillation(DistillModule):
         """A self-teacher's term reads them."""
         return True
 
+    @property
+    def reads_views(self) -> Any:
+        """The self-teacher."""
+        return self.teacher
+
+    def shown(self, batch: Batch) -> list[Batch]:
+        """What the self-teacher wants to be run together."""
+        own = None if self.teacher is None else self.teacher.shown(batch)
+        return super().shown(batch) if own is None else own
+
+    def own_taps(self, network: str) -> Sequence[str]:
+        """Where the exits begin."""
+        return () if self.teacher is None or network != "student" or not self.teacher.exits else self.teacher.exit_taps
+
+    def build_parts(self, stage: str) -> None:
+        """Attaches the exits; prediction needs none."""
+        if self.teacher is None or not self.teacher.exit_taps or stage == "predict":
+            return
+        with closing(TapReader(self.student, self.teacher.exit_taps)) as reader:
+            infos = reader.probe(self.sample_batch(stage).inputs)
+        self.teacher.build_exits(infos)
+        self.teacher.to(next(self.student.parameters()).device)
+
+    def run_networks(self, batch: Batch) -> dict[str, ModelOutput]:
+        """The student, and each exit on the tensor at which it begins."""
+        answers = {"student": self._readers["student"](batch.inputs)}
+        if self.teacher is not None:
+            for number, tap in enumerate(self.teacher.exits, start=1):
+                name = f"exit{number}"
+                answers[name] = self._readers[name](self.teacher.feature(answers["student"], tap))
+        return answers
+
+    def network_inputs(self, network: str, batch: Batch) -> Any:
+        """What a network is called with, to take the shapes of its taps."""
+        if network == "student" or self.teacher is None:
+            return batch.inputs
+        tap = list(self.teacher.exits)[int(network.removeprefix("exit")) - 1]
+        return torch.zeros(self.teacher.exit_shape(tap), device=next(self.student.parameters()).device)
+
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The task's term and the self-teacher's."""
         terms = super().mode_terms(step)
-        if self.teacher is not None and step.teacher is not None and self.is_active(self.teacher.name, step):
-            terms[self.teacher.name] = self.teacher.loss(
-                step.student, step.teacher, step.batch, step.progress, float(self.current_epoch)
-            )
+        if self.teacher is not None:
+            terms |= self.teacher.terms(step, float(self.current_epoch), lambda name: self.is_active(name, step))
+            self.teacher.remember(step)
         return terms
 
+    def scored(self, outputs: dict[str, ModelOutput], batch: Batch, stage: str) -> dict[str, ModelOutput]:
+        """The student, its exits, and what they say together."""
+        together = None if self.teacher is None else self.teacher.ensemble(outputs)
+        return outputs if together is None else {**outputs, "ensemble": together}
+
     def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
-        """The self-teacher, if it has parameters that learn and its term weighs nothing."""
-        return [] if self.teacher is None or self.teacher.name in terms else [self.teacher]
+        """The self-teacher, if it has parameters that learn and none of its terms is there."""
+        own = self.term_defaults()
+        return [] if self.teacher is None or any(name in terms for name in own if name != "task") else [self.teacher]
 
     def on_train_start(self) -> None:
         """Tells the self-teacher how many samples there are and where they are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -27,46 +27,62 @@ class ViewsMixin:
     """Whether the mode can run several views; one that cannot refuses a response that reads them."""
 
     @property
+    def reads_views(self: DistillModule) -> Any:  # type: ignore[misc]
+        """Who reads further views of the samples, with attributes `views` and `strong_views`; None if nobody does."""
+        return self.response
+
+    @property
     def views(self: DistillModule) -> int:  # type: ignore[misc]
-        """Views of each sample that a training step runs."""
-        return 1 if self.response is None else self.response.views
+        """Views of each sample that a training step reads."""
+        return 1 if self.reads_views is None else self.reads_views.views
 
     def _ask_for_views(self: DistillModule) -> None:  # type: ignore[misc]
         """Tells our DataModules, before they make loaders, what is read; looks whether other loaders give it."""
-        count, response = self.views, self.response
-        if count > 1 and not self.runs_views:
+        count, reader, response = self.views, self.reads_views, self.response
+        if response is not None and response.views > 1 and (response is not reader or not self.runs_views):
             raise ConfigurationError(
-                f"{type(response).__name__} reads {count} views of each sample, and {type(self).__name__} runs one: "
-                "use OfflineDistillation"
+                f"{type(response).__name__} reads {response.views} views of each sample, and {type(self).__name__} "
+                "runs one: use OfflineDistillation"
             )
+        partners = getattr(reader, "reads_partners", False)
         ask = getattr(getattr(self.trainer, "datamodule", None), "ask_for_views", None)
         if ask is not None:
-            ask(count, strong=response is not None and response.strong_views)
-        if count > 1:
-            self._all_views(self.sample_batch())
+            ask(count, strong=reader is not None and reader.strong_views, partners=partners)
+        if count > 1 or partners:
+            self.check_views(self.sample_batch())
 
-    def _all_views(self: DistillModule, batch: Batch) -> Batch:  # type: ignore[misc]
-        """All views that the response reads as one batch, view after view."""
-        name = type(self.response).__name__
+    def check_views(self: DistillModule, batch: Batch) -> None:  # type: ignore[misc]
+        """Raises ConfigurationError if a batch lacks views that are read."""
+        name = type(self.reads_views).__name__
         if len(batch.views) + 1 < self.views:
             raise ConfigurationError(
                 f"{name} reads {self.views} views of each sample, and this loader gives {len(batch.views) + 1}: give "
                 f"kdlightning.resumable(kdlightning.IndexedViews(data, views={self.views}))"
             )
-        if batch.teacher_inputs is not None:
+        if getattr(self.reads_views, "reads_partners", False) and batch.partners is None:
+            raise ConfigurationError(
+                f"{name} reads another sample of each one's class, which this loader does not give: give "
+                "kdlightning.resumable(kdlightning.IndexedViews(data, partners=True))"
+            )
+        if self.views > 1 and batch.teacher_inputs is not None:
             raise ConfigurationError(
                 f"{name} reads {self.views} views of each sample, and the teacher's own inputs have one: let the "
                 "teacher read the student's"
             )
-        return batch.joined(self.views)
+
+    def shown(self: DistillModule, batch: Batch) -> list[Batch]:  # type: ignore[misc]
+        """What a training step runs together, the batch itself first: by default all views that are read."""
+        if self.views == 1:
+            return [batch]
+        self.check_views(batch)
+        # A batch may hold more views than are read.
+        return [replace(batch, inputs=inputs) for inputs in (batch.inputs, *batch.views[: self.views - 1])]
 
     def task_term(self: DistillModule, step: DistillStep) -> Tensor:  # type: ignore[misc]
-        """The task's loss, a mean over the views."""
+        """The task's loss, a mean over what was run together."""
         if not step.student_views:
             return self.task.loss(step.student, step.batch)
-        shown = [step.batch, *(replace(step.batch, inputs=inputs) for inputs in step.batch.views)]
-        # A batch may hold more views than are read.
-        losses = [self.task.loss(*pair) for pair in zip(step.student_views, shown, strict=False)]
+        losses = [self.task.loss(*pair) for pair in zip(step.student_views, step.parts, strict=True)]
         return sum(losses[1:], losses[0]) / len(losses)
 
     def respond_to_views(self: DistillModule, response: ResponseLoss, step: DistillStep) -> Tensor:  # type: ignore[misc]

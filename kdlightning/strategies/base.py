@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from kdlightning.data.batch import Batch
 from kdlightning.losses.base import term_name
 from kdlightning.losses.numerics import widened
 from kdlightning.models.output import ModelOutput
+from kdlightning.taps import TapInfo, channels_first
 from kdlightning.tasks import Task
+
+if TYPE_CHECKING:
+    from kdlightning.modules.step import DistillStep
 
 
 class OnlineStrategy(nn.Module):
@@ -20,17 +25,64 @@ class OnlineStrategy(nn.Module):
 
     Subclasses implement `forward`. Terms are named after the class in snake case, `dml` for the student and
     `dml_peer1`, … for the others; a weight given for `dml` holds for all.
+
+    Attributes:
+        default_weights: of the terms that each network has, the task's included.
+        shared_weights: of terms that there is one of, by name.
+        views: augmentations of each sample that a training step reads, of which network i is shown number i modulo
+            `views`; settled in `bind`.
+        strong_views: whether the further ones are to be augmented more strongly.
     """
 
     default_weights: ClassVar[dict[str, float]] = {}
+    shared_weights: ClassVar[dict[str, float]] = {}
+    views: int = 1
+    strong_views: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._infos: list[Mapping[str, TapInfo]] = []
 
     @property
     def name(self) -> str:
         """Name of the term."""
         return term_name(type(self))
 
+    def make_peers(self, student: nn.Module) -> list[nn.Module]:
+        """The other networks, where the strategy makes them of the student; called once, before `bind`."""
+        return []
+
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
-        """Called once when the module is made; gates and branches are built here."""
+        """Called once when the module is made: checks the task, sees all networks."""
+
+    def taps(self, network: int) -> Sequence[str]:
+        """Taps of network 0, 1, … that the strategy itself reads."""
+        return ()
+
+    def build(self, infos: Sequence[Mapping[str, TapInfo]]) -> None:
+        """Told of each network's taps before training; subclasses build parts that learn here, unless they are there.
+
+        Their container is a `Parts`, so that a checkpoint loads without them.
+        """
+        self._infos = list(infos)
+
+    def feature(self, outputs: Sequence[ModelOutput], network: int, tap: str) -> Tensor:
+        """A tap of `taps`, channels first."""
+        return channels_first(outputs[network].taps[tap], self._infos[network][tap])
+
+    def running(self) -> AbstractContextManager[None]:
+        """Entered while the networks run, one after the other in their order."""
+        return nullcontext()
+
+    def terms(
+        self, outputs: Sequence[ModelOutput], step: DistillStep, active: Callable[[str], bool]
+    ) -> dict[str, Tensor]:
+        """The terms whose weight is not zero at the moment, raw; by default those that `forward` computes."""
+        names = [self.name, *(f"{self.name}_peer{number}" for number in range(1, len(outputs)))]
+        if not any(active(name) for name in names):
+            return {}
+        losses = self(outputs, batch=step.batch, progress=step.progress)
+        return {name: loss for name, loss in zip(names, losses, strict=True) if active(name)}
 
     def forward(self, outputs: Sequence[ModelOutput], *, batch: Batch, progress: float) -> list[Tensor]:
         """One raw loss for each network."""
@@ -40,3 +92,12 @@ class OnlineStrategy(nn.Module):
         """What all networks say together; by default the logarithm of their mean probabilities."""
         log_probabilities = torch.stack([widened(output.logits).log_softmax(dim=-1) for output in outputs])
         return ModelOutput(log_probabilities.logsumexp(dim=0))
+
+    def observe(self, outputs: Sequence[ModelOutput], batch: Batch) -> None:
+        """Called with each validation batch, outside sanity checks."""
+
+    def end_validation(self) -> None:
+        """Called when a validation pass is over."""
+
+    def after_optimizer_step(self, networks: Sequence[nn.Module], step: int) -> None:
+        """Called after each optimizer step; `step` counts from 1."""

@@ -51,7 +51,8 @@ class Task:
         if isinstance(raw, LoadedBatch):
             inner = self.batch(raw.data)
             views = tuple(self.batch(view).inputs for view in raw.views)
-            return replace(inner, index=raw.index, view=raw.view, views=views)
+            partners = None if raw.partners is None else self.batch(raw.partners).inputs
+            return replace(inner, index=raw.index, view=raw.view, views=views, partners=partners)
         inputs, target = self.split(raw)
         return Batch(inputs, target, mask=self.mask(inputs, target), size=_size(inputs))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from kdlightning.data.batch import Batch
 from kdlightning.losses.base import term_name
 from kdlightning.models.output import ModelOutput
-from kdlightning.taps import TapInfo, TapReader
+from kdlightning.taps import TapInfo, TapReader, canonical_shape, channels_first
 
 if TYPE_CHECKING:
+    from kdlightning.modules.step import DistillStep
     from kdlightning.tasks import Task
 
 
@@ -93,13 +94,29 @@ class NetworkTeacher(Teacher):
 
 
 class SelfTeacher(Teacher):
-    """A teacher made of the student itself; it brings its own term, named after the class in snake case."""
+    """A teacher made of the student itself; it brings its own terms, the first named after the class in snake case.
+
+    Subclasses implement `loss`, or `terms` if they have several. Exits that they attach to the student are networks of
+    their own, "exit1", "exit2", … from shallow to deep: they learn, are scored, and callbacks read their taps.
+
+    Attributes:
+        views: augmentations of each sample that a training step runs together.
+        strong_views: whether the further ones are to be augmented more strongly.
+        reads_partners: whether another sample of each one's class is read (`Batch.partners`).
+    """
 
     default_weights: ClassVar[dict[str, float]] = {}
+    views: ClassVar[int] = 1
+    strong_views: ClassVar[bool] = False
+    reads_partners: ClassVar[bool] = False
     reads_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Batch` that the term needs and a plain loader may lack; checked before training."""
     rank_local: ClassVar[frozenset[str]] = frozenset()
     """Buffers that each rank fills with its own samples: DDP would overwrite them with rank 0's in every pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._infos: dict[str, TapInfo] = {}
 
     @property
     def name(self) -> str:
@@ -107,11 +124,53 @@ class SelfTeacher(Teacher):
         return term_name(type(self))
 
     def bind(self, student: nn.Module, task: Task) -> None:
-        """Called once when the module is made: copies or exits of the student are built here."""
+        """Called once when the module is made: copies of the student are built here."""
+
+    @property
+    def exit_taps(self) -> Sequence[str]:
+        """Taps of the student at which exits are attached, shallow to deep, and others that the terms read."""
+        return ()
+
+    def build_exits(self, infos: Mapping[str, TapInfo]) -> None:
+        """Told of `exit_taps` before training; subclasses build the exits here, unless they are there.
+
+        Their container is a `Parts`, so that a checkpoint loads without them.
+        """
+        self._infos = dict(infos)
+
+    def exit_shape(self, tap: str) -> tuple[int, ...]:
+        """Shape of one of `exit_taps`, channels first, for two samples."""
+        return canonical_shape(self._infos[tap])
+
+    def feature(self, student: ModelOutput, tap: str) -> Tensor:
+        """The student's tensor at one of `exit_taps`, channels first."""
+        return channels_first(student.taps[tap], self._infos[tap])
+
+    @property
+    def exits(self) -> dict[str, nn.Module]:
+        """The exits by the tap that each begins at, shallow to deep; empty before `build_exits`."""
+        return {}
+
+    def shown(self, batch: Batch) -> list[Batch] | None:
+        """What a training step runs together, the batch itself first; None for all `views` of it."""
+        return None
+
+    def terms(self, step: DistillStep, epoch: float, active: Callable[[str], bool]) -> dict[str, Tensor]:
+        """The terms whose weight is not zero at the moment, raw; by default the one that `loss` computes."""
+        if step.teacher is None or not active(self.name):
+            return {}
+        return {self.name: self.loss(step.student, step.teacher, step.batch, step.progress, epoch)}
 
     def loss(self, student: ModelOutput, teacher: ModelOutput, batch: Batch, progress: float, epoch: float) -> Tensor:
         """The term, without its weight."""
         raise NotImplementedError(f"{type(self).__name__} must define loss(student, teacher, batch, progress, epoch)")
+
+    def ensemble(self, outputs: Mapping[str, ModelOutput]) -> ModelOutput | None:
+        """What student and exits say together, scored as `val/acc_ensemble`; None for nothing."""
+        return None
+
+    def remember(self, step: DistillStep) -> None:
+        """Called at the end of each training step's forward pass, whatever the terms weigh."""
 
     def start(self, samples: int, epochs: int, device: Any) -> None:
         """Called when training starts, with the number of training samples (0 if unknown) and of epochs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from kdlightning import (
     ResponseLoss,
     resumable,
 )
-from kdlightning.data.batch import Batch, LoadedBatch
+from kdlightning.data.batch import Batch, LoadedBatch, join
 from kdlightning.data.views import indexed_collate
 from kdlightning.models.output import Head, ModelOutput
 
@@ -334,7 +335,7 @@ def test_joined_views_of_nested_inputs() -> None:
         views=({"a": x + 10, "b": (x + 10, [x + 11]), "c": "same"}, {"a": x, "b": (x, [x]), "c": "same"}),
         size=3,
     )
-    joined = batch.joined(2)
+    joined = join([batch, replace(batch, inputs=batch.views[0])])
     assert torch.equal(joined.inputs["a"], torch.cat([x, x + 10]))
     assert torch.equal(joined.inputs["b"][1][0], torch.cat([x + 1, x + 11]))
     assert joined.inputs["c"] == "same"
@@ -352,7 +353,7 @@ def test_an_answer_splits_into_those_of_its_views() -> None:
         calls.append(1)
         return torch.arange(8.0).view(4, 2)
 
-    first, second = ModelOutput(compute, taps={"x": torch.arange(4)}, exits=[torch.arange(4)]).split(2)
+    first, second = ModelOutput(compute, taps={"x": torch.arange(4)}, exits=[torch.arange(4)]).split([2, 2])
     assert calls == []
     assert first.has_logits
     assert torch.equal(first.logits, torch.tensor([[0.0, 1], [2, 3]]))
@@ -360,11 +361,11 @@ def test_an_answer_splits_into_those_of_its_views() -> None:
     assert calls == [1]
     assert second.taps["x"].tolist() == second.exits[0].tolist() == [2, 3]
     hidden, head = torch.randn(4, 3, 5), Head(torch.randn(7, 5))
-    _, last = ModelOutput(hidden=hidden, head=head).split(2)
+    _, last = ModelOutput(hidden=hidden, head=head).split([2, 2])
     assert last.hidden is not None
     assert torch.equal(last.hidden, hidden[2:])
     assert torch.allclose(last.logits, head(hidden)[2:], atol=1e-6)
-    assert not ModelOutput().split(2)[0].has_logits
+    assert not ModelOutput().split([2, 2])[0].has_logits
 
 
 def test_curriculum_temperature_learns_and_resumes(
