@@ -79,6 +79,7 @@ from kdlightning.models import CifarShuffleNetV2 as CifarShuffleNetV2
 from kdlightning.models import CifarVGG as CifarVGG
 from kdlightning.models import CifarWideResNet as CifarWideResNet
 from kdlightning.models import ConvNet as ConvNet
+from kdlightning.models import Ensemble as Ensemble
 from kdlightning.models import Head as Head
 from kdlightning.models import ModelOutput as ModelOutput
 from kdlightning.models import ProjectedStudent as ProjectedStudent
@@ -104,7 +105,13 @@ from kdlightning.schedules import LinearSchedule as LinearSchedule
 from kdlightning.schedules import Schedule as Schedule
 from kdlightning.schedules import SigmoidRampUp as SigmoidRampUp
 from kdlightning.schedules import StepSchedule as StepSchedule
+from kdlightning.strategies import CLILR as CLILR
 from kdlightning.strategies import DML as DML
+from kdlightning.strategies import KDCL as KDCL
+from kdlightning.strategies import ONE as ONE
+from kdlightning.strategies import BranchStrategy as BranchStrategy
+from kdlightning.strategies import JointTraining as JointTraining
+from kdlightning.strategies import OKDDip as OKDDip
 from kdlightning.strategies import OnlineStrategy as OnlineStrategy
 from kdlightning.tasks import CausalLM as CausalLM
 from kdlightning.tasks import Classification as Classification
@@ -113,12 +120,18 @@ from kdlightning.tasks import Regression as Regression
 from kdlightning.tasks import Segmentation as Segmentation
 from kdlightning.tasks import Task as Task
 from kdlightning.tasks import Unlabelled as Unlabelled
+from kdlightning.teachers import BYOT as BYOT
+from kdlightning.teachers import CSKD as CSKD
+from kdlightning.teachers import DLB as DLB
 from kdlightning.teachers import PSKD as PSKD
+from kdlightning.teachers import USKD as USKD
+from kdlightning.teachers import DataDistortion as DataDistortion
 from kdlightning.teachers import EnsembleTeacher as EnsembleTeacher
 from kdlightning.teachers import FrozenTeacher as FrozenTeacher
 from kdlightning.teachers import MeanTeacher as MeanTeacher
 from kdlightning.teachers import SelfTeacher as SelfTeacher
 from kdlightning.teachers import Teacher as Teacher
+from kdlightning.teachers import TeacherFree as TeacherFree
 
 __version__: str
 _EXPORTS: dict[str, tuple[str, ...]]

@@ -20,6 +20,11 @@ def _map(value: Any, function: Any) -> Any:
     return value
 
 
+def moved(value: Any, device: torch.device | str) -> Any:
+    """Nested tensors on a device."""
+    return _map(value, lambda tensor: tensor.to(device))
+
+
 def _cat(parts: list[Any]) -> Any:
     """Nested tensors, one after the other along the batch."""
     first = parts[0]

@@ -12,6 +12,17 @@ from kdlightning.losses.base import (
     channel_adapter,
     term_name,
 )
+from kdlightning.losses.collaborative import (
+    kdcl_error_products,
+    kdcl_general_weights,
+    kdcl_linear,
+    kdcl_linear_weights,
+    kdcl_min_logit,
+    kdcl_naive,
+    mean_probability_logits,
+    weighted_probability_logits,
+)
+from kdlightning.losses.customized_labels import smoothed_target_loss, zipf_labels, zipf_loss
 from kdlightning.losses.feature.activation_boundary import AB, ActivationBoundary, ab_loss
 from kdlightning.losses.feature.attention_transfer import AT, AttentionTransfer, attention_transfer_loss
 from kdlightning.losses.feature.cat_kd import CATKD, cat_kd_loss
@@ -30,6 +41,7 @@ from kdlightning.losses.feature.srrl import SRRL, srrl_loss
 from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
 from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
+from kdlightning.losses.peers import attended_logits, gated_logits, learned_target_kl, mean_of_others
 from kdlightning.losses.relation.cc import CC, cc_loss
 from kdlightning.losses.relation.crd import CRD
 from kdlightning.losses.relation.fsp import FSP, fsp_loss
@@ -57,8 +69,14 @@ from kdlightning.losses.token import (
     total_variation_distance,
 )
 from kdlightning.losses.token_terms import ForwardKL, JensenShannon, ReverseKL, TokenDivergence
+from kdlightning.losses.two_views import mean_discrepancy_loss, mutual_kl_loss
+from kdlightning.losses.virtual_teacher import virtual_teacher_loss
 
 __all__ = [
+    "attended_logits",
+    "gated_logits",
+    "learned_target_kl",
+    "mean_of_others",
     "AB",
     "AT",
     "CATKD",
@@ -125,12 +143,21 @@ __all__ = [
     "irg_loss",
     "jensen_shannon",
     "kd_loss",
+    "kdcl_error_products",
+    "kdcl_general_weights",
+    "kdcl_linear",
+    "kdcl_linear_weights",
+    "kdcl_min_logit",
+    "kdcl_naive",
     "kdsvd_loss",
     "linear_cross_entropy",
     "linear_divergence",
+    "mean_discrepancy_loss",
+    "mean_probability_logits",
     "mean_squared_probability_loss",
     "mgd_loss",
     "multilabel_kd_loss",
+    "mutual_kl_loss",
     "nkd_loss",
     "nst_loss",
     "ofd_loss",
@@ -142,6 +169,9 @@ __all__ = [
     "reverse_kl",
     "rkd_loss",
     "simkd_loss",
+    "smoothed_target_loss",
+    "zipf_labels",
+    "zipf_loss",
     "skew_forward_kl",
     "skew_reverse_kl",
     "soft_cross_entropy",
@@ -150,5 +180,7 @@ __all__ = [
     "term_name",
     "total_variation_distance",
     "vid_loss",
+    "virtual_teacher_loss",
+    "weighted_probability_logits",
     "wsld_loss",
 ]

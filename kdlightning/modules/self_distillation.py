@@ -72,6 +72,7 @@ class SelfDistillation(DistillModule):
             self._ddp_params_and_buffers_to_ignore = [f"teacher.{name}" for name in sorted(teacher.rank_local)]
         self.teacher = teacher
         self._teacher_epoch: int | None = None
+        self._reads_taps = False
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -109,12 +110,15 @@ class SelfDistillation(DistillModule):
         return super().shown(batch) if own is None else own
 
     def own_taps(self, network: str) -> Sequence[str]:
-        """Where the exits begin."""
-        return () if self.teacher is None or network != "student" or not self.teacher.exits else self.teacher.exit_taps
+        """Where the exits begin, and what the self-teacher reads besides; prediction has no use for them."""
+        if self.teacher is None or not self._reads_taps:
+            return ()
+        return self.teacher.exit_taps if network == "student" else self.teacher.taps_of_exits
 
     def build_parts(self, stage: str) -> None:
         """Attaches the exits; prediction needs none."""
-        if self.teacher is None or not self.teacher.exit_taps or stage == "predict":
+        self._reads_taps = self.teacher is not None and len(self.teacher.exit_taps) > 0 and stage != "predict"
+        if self.teacher is None or not self._reads_taps:
             return
         with closing(TapReader(self.student, self.teacher.exit_taps)) as reader:
             infos = reader.probe(self.sample_batch(stage).inputs)
@@ -151,9 +155,17 @@ class SelfDistillation(DistillModule):
         return outputs if together is None else {**outputs, "ensemble": together}
 
     def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
-        """The self-teacher, if it has parameters that learn and none of its terms is there."""
-        own = self.term_defaults()
-        return [] if self.teacher is None or any(name in terms for name in own if name != "task") else [self.teacher]
+        """The self-teacher, if it has parameters that learn and none of its terms is there.
+
+        Exits may take the student's answer for a constant: without labels nothing else reads it, and DDP misses it.
+        """
+        if self.teacher is None:
+            return []
+        unread: list[nn.Module] = []
+        if "task" not in terms and self.teacher.exits and self.trainer.world_size > 1:
+            unread = [self.student]
+        own = [name for name in self.term_defaults() if name != "task"]
+        return unread if any(name in terms for name in own) else [*unread, self.teacher]
 
     def on_train_start(self) -> None:
         """Tells the self-teacher how many samples there are and where they are."""

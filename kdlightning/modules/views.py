@@ -79,11 +79,14 @@ class ViewsMixin:
         return [replace(batch, inputs=inputs) for inputs in (batch.inputs, *batch.views[: self.views - 1])]
 
     def task_term(self: DistillModule, step: DistillStep) -> Tensor:  # type: ignore[misc]
-        """The task's loss, a mean over what was run together."""
+        """The task's loss, a mean over all samples that were run together."""
         if not step.student_views:
             return self.task.loss(step.student, step.batch)
-        losses = [self.task.loss(*pair) for pair in zip(step.student_views, step.parts, strict=True)]
-        return sum(losses[1:], losses[0]) / len(losses)
+        losses = [
+            part.size * self.task.loss(output, part)
+            for output, part in zip(step.student_views, step.parts, strict=True)
+        ]
+        return sum(losses[1:], losses[0]) / sum(part.size for part in step.parts)
 
     def respond_to_views(self: DistillModule, response: ResponseLoss, step: DistillStep) -> Tensor:  # type: ignore[misc]
         """A response loss between lists of the answers to each view."""

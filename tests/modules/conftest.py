@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdlightning import ConvNet
 
@@ -63,6 +63,36 @@ def resumable_loader(samples: TensorDataset) -> Callable[..., Any]:
 
     def make(batch_size: int = 8, shuffle: bool = True, **options: Any) -> Any:
         return ResumableLoader(samples, batch_size, shuffle, **({"seed": 3} | options))
+
+    return make
+
+
+class Noisy(Dataset):
+    """Samples with noise from torch's generator, so that each view is another one; it tells its labels."""
+
+    random_sources = ("torch",)
+
+    def __init__(self, samples: TensorDataset, scale: float = 0.3) -> None:
+        self.samples = samples
+        self.scale = scale
+        self.labels = samples.tensors[1]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Tensor]:
+        x, y = self.samples[number]
+        return x + self.scale * torch.randn(x.shape, dtype=x.dtype), y
+
+
+@pytest.fixture
+def noisy_loader(samples: TensorDataset) -> Callable[..., Any]:
+    """Our loaders of noisy samples: batches of 8, 8, 8 and 2; `views` and `partners` as for `IndexedViews`."""
+    from kdlightning.data.loader import ResumableLoader
+    from kdlightning.data.views import IndexedViews
+
+    def make(shuffle: bool = True, **options: Any) -> Any:
+        return ResumableLoader(IndexedViews(Noisy(samples), seed=3, **options), 8, shuffle, seed=3)
 
     return make
 

@@ -32,6 +32,11 @@ def net(width: int, seed: int) -> nn.Module:
     return kd.ConvNet(5, widths=(width, 2 * width))
 
 
+def dense(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 6 + seed), nn.Tanh(), nn.Linear(6 + seed, 5))
+
+
 def language(seed: int) -> nn.Module:
     torch.manual_seed(seed)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -72,11 +77,29 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
     if mode == "online":
         module = kd.OnlineDistillation(net(4, 0), [net(5, 1), net(6, 2)], task=task)
         return module, [kd.FeatureKD(kd.FitNet(), HINT)], images()
+    if mode == "dml_sequential":  # without batch norms, whose statistics are each rank's own
+        networks = [dense(seed) for seed in range(3)]
+        return (
+            kd.OnlineDistillation(
+                networks[0],
+                networks[1:],
+                task=task,
+                strategy=kd.DML(sequential=True),
+                optimizer=lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9),
+            ),
+            [],
+            images(),
+        )
+    if mode == "kdcl_general":
+        strategy = kd.KDCL("general", own_views=False)
+        return kd.OnlineDistillation(dense(0), [dense(5)], task=task, strategy=strategy), [], images()
     if mode == "pskd":
         return kd.SelfDistillation(net(4, 0), kd.PSKD(), task=task), [], images()
     if mode == "mean_teacher":
         module = kd.SelfDistillation(net(4, 0), kd.MeanTeacher(0.5), task=task)
         return module, [kd.FeatureKD(kd.FitNet(), HINT)], images()
+    if mode == "dlb":
+        return kd.SelfDistillation(net(4, 0), kd.DLB(), task=task), [], kd.IndexedViews(images(), 3, views=2)
     if mode == "causal_lm":
         module = kd.OfflineDistillation(
             language(0), language(1), task=kd.CausalLM(), optimizer=lambda p: torch.optim.SGD(p, lr=0.5)
@@ -103,11 +126,17 @@ def digest(module: nn.Module) -> str:
 
 
 class Toss(L.Callback):
-    """Notes which steps are on the student's own text, and which rows of the table of answers are kept."""
+    """Notes which steps are on the student's own text, which rows of the table of answers are kept, and how many
+    samples a step shows."""
 
     def __init__(self) -> None:
         self.tosses: list[bool] = []
         self.rows: list[int] = []
+        self.shown: list[int] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, *_: Any) -> None:
+        if isinstance(pl_module.teacher, kd.DLB):
+            self.shown.append(sum(part.size for part in pl_module.shown(pl_module.task.batch(batch))))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         if hasattr(pl_module, "writes_itself"):
@@ -143,11 +172,16 @@ def run(mode: str, folder: Path, processes: int, resume: bool = False) -> dict[s
         "teacher": all(torch.equal(before[k], v) for k, v in teacher.state_dict().items()) if teacher else True,
         "tosses": toss.tosses,
         "rows": toss.rows,
+        "shown": toss.shown,
         "first": [float(v) for v in next(iter(module.student.parameters())).detach().flatten()[:6]],
     }
     if isinstance(module.teacher, kd.PSKD):
         report["table"] = hashlib.sha256(module.teacher.previous.numpy().tobytes()).hexdigest()
         report["seen"] = int(module.teacher.seen.sum())
+    if isinstance(module.teacher, kd.DLB):
+        report["last"] = {k: v.flatten().tolist() for k, v in module.teacher.get_extra_state().items()}
+    if mode == "kdcl_general":
+        report["shares"] = module.strategy.shares.tolist()
     if mode == "memories":
         memories = {
             k: v for k, v in module.adapters.state_dict().items() if "embedding" not in k and "adapters" not in k
@@ -165,7 +199,7 @@ if __name__ == "__main__":
     reports = {}
     for each in chosen:
         reports[each] = run(each, target, 2)
-        if each == "pskd":
-            reports["pskd_resumed"] = run(each, target, 2, resume=True)
+        if each in ("pskd", "dlb"):
+            reports[f"{each}_resumed"] = run(each, target, 2, resume=True)
     rank = torch.distributed.get_rank()
     (target / f"rank{rank}.json").write_text(json.dumps(reports))

@@ -47,8 +47,28 @@ FURTHER = {
     "queue_softmax": lambda: kd.QueueSoftmax(size=8),
 }
 """Further losses on taps, each with KD."""
+SELF = {
+    "cskd": (kd.CSKD, {"partners": True}),
+    "dlb": (kd.DLB, {"views": 2}),
+    "data_distortion": (kd.DataDistortion, {"views": 2}),
+    "teacher_free": (kd.TeacherFree, {}),
+}
+"""Self-teachers that are no networks, with what they read of the data."""
+BRANCHES = {
+    "one": lambda: kd.ONE("stages.0", temperature=2.0),
+    "clilr": lambda: kd.CLILR("stages.0", branches=3),
+    "okddip": lambda: kd.OKDDip("stages.0", factor=2),
+}
+"""Online strategies on branches of one trunk."""
+PEERS = {
+    "dml_sequential": lambda: kd.DML(sequential=True),
+    "kdcl_linear": lambda: kd.KDCL("linear"),
+    "kdcl_general": lambda: kd.KDCL("general", own_views=False),
+    "joint_training": lambda: kd.JointTraining(),
+}
+"""Strategies of three networks, each with every callback."""
 LANGUAGE = ("forward_kl", "gkd")
-WITHOUT_TAPS = ("labels", "pskd")
+WITHOUT_TAPS = ("labels", "pskd", *SELF)
 """Methods whose teacher is no network: a knowledge callback is refused."""
 
 
@@ -75,6 +95,7 @@ class Noisy(Dataset):
         generator = torch.Generator().manual_seed(7)
         images, labels = torch.randn(count, 1, 8, 8, generator=generator), torch.arange(count) % 5
         self.samples = TensorDataset(images, labels)
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -118,6 +139,20 @@ def setting(method: str, callback: str) -> tuple[kd.DistillModule, list[Any], An
     elif method in ("dml_2", "dml_3"):
         peers = [net(5 + number, 1 + number) for number in range(int(method[-1]) - 1)]
         module = kd.OnlineDistillation(student, peers, task=task, **options)
+    elif method in (*BRANCHES, "okddip_networks"):
+        peers = [net(5 + number, 1 + number) for number in range(2)] if method == "okddip_networks" else None
+        strategy = kd.OKDDip(factor=2) if peers else BRANCHES[method]()
+        module = kd.OnlineDistillation(student, peers, task=task, strategy=strategy, **options)
+        return module, knowledge(callback, "stages.1", "pre_logits"), Noisy()
+    elif method in PEERS:
+        strategy = PEERS[method]()
+        module = kd.OnlineDistillation(student, [net(5, 1), net(6, 2)], task=task, strategy=strategy, **options)
+        views = kd.IndexedViews(Noisy(), 3, views=strategy.views)
+        return module, knowledge(callback, "stages.0", "pre_logits"), views
+    elif method in SELF:
+        make, reads = SELF[method]
+        module = kd.SelfDistillation(student, make(), task=task, **options)
+        return module, knowledge(callback, "stages.0", "pre_logits"), kd.IndexedViews(Noisy(), 3, **reads)
     else:
         teacher_: Any = kd.PSKD() if method == "pskd" else kd.MeanTeacher(0.6)
         module = kd.SelfDistillation(student, teacher_, task=task, **options)
@@ -142,6 +177,11 @@ def knowledge(callback: str, feature: str, relation: str) -> list[Any]:
 def pairs_of() -> list[tuple[str, str]]:
     """All products."""
     found = [(m, c) for m in METHODS for c in (CALLBACKS if m not in WITHOUT_TAPS else ("none",))]
+    found += [(method, "none") for method in SELF]
+    found += [(method, callback) for method in PEERS for callback in CALLBACKS]
+    found += [
+        (method, callback) for method in (*BRANCHES, "okddip_networks") for callback in ("none", "fit_net", "rkd")
+    ]
     found += [(method, callback) for method in RESPONSES for callback in ("none", "fit_net")]
     return found + [("kd", callback) for callback in FURTHER]
 

@@ -14,7 +14,19 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).with_name("distributed_script.py")
-MODES = ["offline", "features_only", "online", "pskd", "mean_teacher", "causal_lm", "on_policy", "memories"]
+MODES = [
+    "offline",
+    "features_only",
+    "online",
+    "pskd",
+    "dlb",
+    "mean_teacher",
+    "causal_lm",
+    "on_policy",
+    "memories",
+    "dml_sequential",
+    "kdcl_general",
+]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +52,7 @@ def ranks(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("mode", [*MODES, "pskd_resumed"])
+@pytest.mark.parametrize("mode", [*MODES, "pskd_resumed", "dlb_resumed"])
 def test_ranks_hold_equal_weights_and_the_teacher_is_untouched(mode: str, ranks: list[dict[str, Any]]) -> None:
     first, second = (rank[mode] for rank in ranks)
     assert first["digest"] == second["digest"]
@@ -86,6 +98,31 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path, ranks: list[dict[str
     assert ranks[0]["causal_lm"]["first"] == pytest.approx(report["first"], abs=1e-5)
 
 
+def test_two_processes_take_the_turns_of_one(tmp_path: Path, ranks: list[dict[str, Any]]) -> None:
+    """Networks that are updated one after the other: each turn's gradient is the mean over the ranks."""
+    report = load_script().run("dml_sequential", tmp_path, 1)
+    assert ranks[0]["dml_sequential"]["first"] == pytest.approx(report["first"], abs=1e-5)
+
+
+def test_weights_of_kdcl_come_from_the_validation_sets_of_all_ranks(ranks: list[dict[str, Any]], folder: Path) -> None:
+    from kdlightning.data.loader import ResumableLoader
+    from kdlightning.losses import kdcl_error_products, kdcl_general_weights
+
+    script = load_script()
+    module, _, data = script.setting("kdcl_general")
+    module.load_state_dict(torch.load(folder / "kdcl_general-2/last.ckpt", weights_only=True)["state_dict"])
+    module.eval()
+    products = torch.zeros(2, 2)
+    with torch.no_grad():
+        for batch in ResumableLoader(data, 2, False):
+            x, y = batch.data
+            products += kdcl_error_products([network(x) for network in module.networks.values()], y)
+    first, second = (rank["kdcl_general"]["shares"] for rank in ranks)
+    assert first == second
+    assert first == pytest.approx(kdcl_general_weights(products).tolist(), abs=1e-3)
+    assert abs(first[0] - 0.5) > 1e-3
+
+
 def test_ranks_toss_one_coin(ranks: list[dict[str, Any]]) -> None:
     tosses = [rank["on_policy"]["tosses"] for rank in ranks]
     assert tosses[0] == tosses[1]
@@ -100,6 +137,17 @@ def test_each_rank_keeps_its_own_rows_until_the_epochs_end(mode: str, epochs: in
     # 22 samples in steps of two for each rank: the rows written so far.
     for report in reports:
         assert report["rows"] == [2, 4, 6, 8, 10, 11] * epochs
+
+
+def test_each_rank_looks_back_at_its_own_last_batch(ranks: list[dict[str, Any]]) -> None:
+    first, second = (rank["dlb"] for rank in ranks)
+    # 22 samples in steps of two for each rank, with the last batch from the second step on.
+    assert first["shown"] == second["shown"] == [2, 4, 4, 4, 4, 3] + [3, 4, 4, 4, 4, 3]
+    assert first["last"]["inputs"] != second["last"]["inputs"]
+    assert first["last"]["logits"] != second["last"]["logits"]
+    # A checkpoint holds the batch of rank 0: a resumed run begins anew on all of them.
+    for report in (rank["dlb_resumed"] for rank in ranks):
+        assert report["shown"] == [2, 4, 4, 4, 4, 3]
 
 
 def test_memories_hold_the_samples_of_all_ranks(ranks: list[dict[str, Any]]) -> None:

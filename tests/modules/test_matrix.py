@@ -46,6 +46,13 @@ def train(fit_until: Any) -> Any:
     return run
 
 
+def equal(ours: Any, theirs: Any) -> bool:
+    """Whether two entries of a state are equal bit for bit: tensors, or what a module keeps besides."""
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(equal(value, theirs[name]) for name, value in ours.items())
+    return torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize(("method", "callback"), PAIRS)
@@ -53,6 +60,10 @@ def test_resumed_run_ends_where_the_undisturbed_one_ends(
     method: str, callback: str, precision: str, accumulate: int, train: Any
 ) -> None:
     options = {"precision": precision, "accumulate_grad_batches": accumulate}
+    if method == "dml_sequential" and accumulate > 1:
+        with pytest.raises(ConfigurationError, match="accumulate_grad_batches"):
+            train(method, callback, "refused", **options)
+        return
     whole = train(method, callback, "whole", **options)
     assert all(math.isfinite(float(v)) for k, v in whole.trainer.callback_metrics.items() if k.startswith("train/"))
     for stop in (1, 3) if accumulate == 1 else (1, 2):
@@ -61,7 +72,7 @@ def test_resumed_run_ends_where_the_undisturbed_one_ends(
     assert resumed.global_step == whole.global_step == 6 // accumulate + (accumulate == 2)
     ours, theirs = whole.state_dict(), resumed.state_dict()
     assert ours.keys() == theirs.keys()
-    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert [name for name in ours if not equal(ours[name], theirs[name])] == []
     terms = {name for name in whole.trainer.callback_metrics if name.startswith("train/loss_")}
     assert callback == "none" or f"train/loss_{callback}" in terms
 

@@ -13,21 +13,28 @@ from torch.utils.data import DataLoader
 
 from kdlightning import (
     AT,
+    CSKD,
     CTKD,
+    DLB,
+    DML,
+    KDCL,
     MLKD,
     RKD,
     CausalLM,
     Classification,
+    DataDistortion,
     DistillModule,
     FeatureKD,
     FitNet,
     FrozenTeacher,
     IndexedViews,
+    JointTraining,
     MeanTeacher,
     OfflineDistillation,
     OnlineDistillation,
     RelationKD,
     SelfDistillation,
+    TeacherFree,
     resumable,
 )
 
@@ -134,6 +141,40 @@ def test_masks_over_several_views_are_found_on_the_device(net: Any, samples: Any
     )
     loader = resumable(IndexedViews(samples, views=2), batch_size=8)
     trainer(callbacks=[count], log_every_n_steps=50).fit(module, loader)
+    assert len(count.steps) == 4
+    assert [names for names in count.steps[1:] if names] == []
+
+
+@pytest.mark.parametrize("teacher", [CSKD, DLB, DataDistortion, TeacherFree])
+def test_self_teachers_wait_for_nothing(teacher: Any, net: Any, noisy_loader: Any, trainer: Any) -> None:
+    count = CountWaits()
+    module = SelfDistillation(
+        net(4, 0), teacher(), task=Classification(5), optimizer=lambda p: torch.optim.SGD(p, lr=0.01)
+    )
+    trainer(callbacks=[count], log_every_n_steps=50).fit(module, noisy_loader(views=2, partners=True))
+    assert len(count.steps) == 4
+    assert [names for names in count.steps[1:] if names] == []
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        DML(sequential=True),
+        JointTraining(two_way=True),
+        *(KDCL(variant, own_views=False) for variant in ("naive", "linear", "min_logit", "general")),
+    ],
+    ids=lambda strategy: getattr(strategy, "variant", strategy.name),
+)
+def test_strategies_wait_for_nothing(strategy: Any, net: Any, loader: Any, trainer: Any) -> None:
+    count = CountWaits()
+    module = OnlineDistillation(
+        net(4, 0),
+        [net(5, 1), net(6, 2)],
+        task=Classification(5),
+        strategy=strategy,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
+    )
+    trainer(callbacks=[count], log_every_n_steps=50).fit(module, loader())
     assert len(count.steps) == 4
     assert [names for names in count.steps[1:] if names] == []
 
