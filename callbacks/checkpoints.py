@@ -89,3 +89,10 @@ class LatestCheckpoint(ModelCheckpoint):
         """Writes every so many steps, but not in the epoch's last one: the epoch's end writes then."""
         if not trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes anew what was written just before a validation in mid-epoch: a resumed run does not repeat it, and it
+        may have changed something, such as when to stop or the weights of KDCL."""
+        written = trainer.global_step == self._last_global_step_saved
+        if written and trainer.state.fn == "fit" and not trainer.sanity_checking and not trainer.is_last_batch:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -194,14 +194,7 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         if self.keep_last_step:
             self.last_step = step
         loss, values = self.combine(terms, step)
-        self._guard.add(values, self.global_step)
-        logs = self.is_logging_step()
-        if self._first_step or logs:
-            self._guard.check(self.global_step, self.trainer)
-            self._first_step = False
-        self._last_terms = {"loss": values.pop("loss"), **values}
-        if logs:
-            self._log_terms(batch.size)
+        self.note_terms(values, batch.size)
         return loss
 
     def all_terms(self, step: DistillStep) -> dict[str, Tensor]:
@@ -277,6 +270,17 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         return weight_at(self._weights.get(name, 1.0), step.progress, step.epoch) != 0.0
 
     # -- logs ------------------------------------------------------------------------------------------------------
+
+    def note_terms(self, values: dict[str, Tensor], batch_size: int) -> None:
+        """Watches and logs a step's terms, detached, with their weighted sum as `loss`."""
+        self._guard.add(values, self.global_step)
+        logs = self.is_logging_step()
+        if self._first_step or logs:
+            self._guard.check(self.global_step, self.trainer)
+            self._first_step = False
+        self._last_terms = {"loss": values["loss"], **{k: v for k, v in values.items() if k != "loss"}}
+        if logs:
+            self._log_terms(batch_size)
 
     def is_logging_step(self) -> bool:
         """Whether the Trainer writes logs in this step; asking it is cheaper than calling `self.log` each time."""

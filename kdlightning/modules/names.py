@@ -12,6 +12,12 @@ def base_name(name: str) -> str:
     return _SUFFIX.sub("", name)
 
 
+def network_of(name: str) -> str:
+    """The network that a term belongs to: "peer2" of `dml_peer2`, "student" of `dml`."""
+    found = _SUFFIX.search(name)
+    return "student" if found is None else found.group()[1:]
+
+
 def is_of_other_network(name: str) -> bool:
     """Whether a name ends as those of the terms of peers and exits do."""
     return _SUFFIX.search(name) is not None

@@ -16,6 +16,7 @@ from kdlightning.models.output import ModelOutput
 from kdlightning.modules.base import DistillModule
 from kdlightning.modules.guards import check_one_answer
 from kdlightning.modules.names import base_name
+from kdlightning.modules.sequential import SequentialMixin
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.strategies import DML, OnlineStrategy
@@ -33,7 +34,7 @@ def check_classes(outputs: list[ModelOutput]) -> None:
             )
 
 
-class OnlineDistillation(DistillModule):
+class OnlineDistillation(SequentialMixin, DistillModule):
     """Online distillation: student and peers learn together, from labels and from each other.
 
     Terms: `task` and the strategy's (`dml`) for the student, `task_peer1`, `dml_peer1`, … for the peers; a weight given
@@ -78,6 +79,7 @@ class OnlineDistillation(DistillModule):
         own = self.strategy.make_peers(student)
         if own and peers:
             raise ConfigurationError(f"{type(self.strategy).__name__} makes the peers of the student: leave peers out")
+        self._branches = bool(own)
         peers = own or peers
         if not peers:
             raise ConfigurationError(
@@ -90,6 +92,7 @@ class OnlineDistillation(DistillModule):
         self.peers = nn.ModuleList(peers)
         self.strategy.bind([student, *peers], task)
         self.peer_optimizers = peer_optimizers or [{} for _ in peers]
+        self._init_sequence()
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -104,7 +107,8 @@ class OnlineDistillation(DistillModule):
     def term_defaults(self) -> Mapping[str, float]:
         """The strategy's weights, for every network."""
         own = {self.strategy.name: 1.0, **self.strategy.default_weights}
-        peers = {f"{name}_{peer}": weight for name, weight in own.items() for peer in list(self.networks)[1:]}
+        theirs = {k: v for k, v in own.items() if k != self.strategy.name or not self.strategy.student_only}
+        peers = {f"{name}_{peer}": weight for name, weight in theirs.items() for peer in list(self.networks)[1:]}
         return own | peers | self.strategy.shared_weights
 
     def all_weights(self) -> dict[str, Any]:
@@ -145,12 +149,14 @@ class OnlineDistillation(DistillModule):
 
     def run_networks(self, batch: Batch) -> dict[str, ModelOutput]:
         """All networks, each on its own view of the samples if the strategy asked for several."""
-        shown = [batch.inputs, *batch.views] if self.training and self.views > 1 else [batch.inputs]
         with self.strategy.running():
-            return {
-                name: reader(shown[number % min(self.views, len(shown))])
-                for number, (name, reader) in enumerate(self._readers.items())
-            }
+            return {name: self.run_network(name, batch) for name in self._readers}
+
+    def run_network(self, name: str, batch: Batch) -> ModelOutput:
+        """One network, on its view."""
+        shown = [batch.inputs, *batch.views] if self.training and self.views > 1 else [batch.inputs]
+        number = list(self._readers).index(name)
+        return self._readers[name](shown[number % min(self.views, len(shown))])
 
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The task's and the strategy's term of every network."""
@@ -165,28 +171,42 @@ class OnlineDistillation(DistillModule):
         return terms | self.strategy.terms(outputs, step, lambda name: self.is_active(name, step))
 
     def resting(self, terms: Mapping[str, Tensor]) -> list[nn.Module]:
-        """The strategy, if none of its terms is there."""
-        own = {self.strategy.name, *self.strategy.shared_weights}
-        return [] if any(base_name(name) in own for name in terms) else [self.strategy]
+        """The strategy, if no term is there that trains its own parameters."""
+        return [self.strategy] if self.strategy.rests(terms) else []
 
     def scored(self, outputs: dict[str, ModelOutput], batch: Batch, stage: str) -> dict[str, ModelOutput]:
         """All networks and their ensemble."""
         answers = list(outputs.values())
         check_classes(answers)
-        if stage == "val" and not self.trainer.sanity_checking:
+        if stage == "val" and self._validates_a_fit:
             self.strategy.observe(answers, batch)
         together = self.strategy.ensemble(answers)
         return outputs if together is None else {**outputs, "ensemble": together}
 
+    def on_validation_start(self) -> None:
+        """See `DistillModule.on_validation_start`; the strategy forgets a pass that was broken off."""
+        super().on_validation_start()
+        self.strategy.begin_validation()
+
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…`; the strategy learns that the pass is over."""
         super().on_validation_epoch_end()
-        if not self.trainer.sanity_checking:
+        if self._validates_a_fit:
             self.strategy.end_validation()
+
+    @property
+    def _validates_a_fit(self) -> bool:
+        # A validation by itself may be of other data, and must not change what the networks learn next.
+        return self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
 
     def after_optimizer_step(self, step: int) -> None:
         """The strategy follows."""
         self.strategy.after_optimizer_step(list(self.networks.values()), step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Notes whether the peers are branches of the student, whose trunk they have no copy of."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["kdlightning"]["branches"] = self._branches
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """A group for each network with its adapters; the strategy's own parameters go with the student's."""
@@ -218,7 +238,8 @@ class OnlineDistillation(DistillModule):
         if not gradient_clip_val:
             return
         for group in optimizer.param_groups:
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters and gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            elif parameters:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)

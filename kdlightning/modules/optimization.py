@@ -85,12 +85,16 @@ class OptimizationMixin:
 
     def optimizer_step(self: DistillModule, *args: Any, **options: Any) -> None:  # type: ignore[misc]
         """Tells losses and self-teachers of each optimizer step, before any checkpoint of it is written."""
-        super().optimizer_step(*args, **options)  # type: ignore[misc]
+        self.take_step(*args, **options)
         step = self.global_step + 1  # the Trainer counts a step once this method is over
         progress = min(step / self._total_steps, 1.0) if self._total_steps else 0.0
         for part in self._followers:
             part.after_optimizer_step(progress)
         self.after_optimizer_step(step)
+
+    def take_step(self: DistillModule, *args: Any, **options: Any) -> None:  # type: ignore[misc]
+        """The optimizer step itself, in Lightning's way."""
+        super().optimizer_step(*args, **options)  # type: ignore[misc]
 
     def after_optimizer_step(self: DistillModule, step: int) -> None:  # type: ignore[misc]
         """Called after each optimizer step, counted from 1."""

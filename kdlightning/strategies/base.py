@@ -32,12 +32,17 @@ class OnlineStrategy(nn.Module):
         views: augmentations of each sample that a training step reads, of which network i is shown number i modulo
             `views`; settled in `bind`.
         strong_views: whether the further ones are to be augmented more strongly.
+        student_only: whether the peers have no such term.
+        sequential: whether the networks are updated one after the other in each batch. Then `terms` is called once for
+            each network, with its own answer and the others' newest, detached, and `active` for its terms alone.
     """
 
     default_weights: ClassVar[dict[str, float]] = {}
     shared_weights: ClassVar[dict[str, float]] = {}
     views: int = 1
     strong_views: ClassVar[bool] = False
+    student_only: bool = False
+    sequential: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,16 +93,24 @@ class OnlineStrategy(nn.Module):
         """One raw loss for each network."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(outputs, batch, progress)")
 
+    def rests(self, terms: Mapping[str, Tensor]) -> bool:
+        """Whether none of the terms of a step, by name, trains the strategy's own parameters."""
+        own = (self.name, *self.shared_weights)
+        return not any(name in own or name.startswith(f"{self.name}_peer") for name in terms)
+
     def ensemble(self, outputs: Sequence[ModelOutput]) -> ModelOutput | None:
         """What all networks say together; by default the logarithm of their mean probabilities."""
         log_probabilities = torch.stack([widened(output.logits).log_softmax(dim=-1) for output in outputs])
         return ModelOutput(log_probabilities.logsumexp(dim=0))
 
+    def begin_validation(self) -> None:
+        """Called before each validation pass: the one before may have been broken off."""
+
     def observe(self, outputs: Sequence[ModelOutput], batch: Batch) -> None:
-        """Called with each validation batch, outside sanity checks."""
+        """Called with each batch of a fit's validation, outside sanity checks."""
 
     def end_validation(self) -> None:
-        """Called when a validation pass is over."""
+        """Called when a validation pass of a fit is over."""
 
     def after_optimizer_step(self, networks: Sequence[nn.Module], step: int) -> None:
         """Called after each optimizer step; `step` counts from 1."""

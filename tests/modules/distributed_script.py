@@ -98,6 +98,15 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
     if mode == "mean_teacher":
         module = kd.SelfDistillation(net(4, 0), kd.MeanTeacher(0.5), task=task)
         return module, [kd.FeatureKD(kd.FitNet(), HINT)], images()
+    if mode in ("byot", "uskd"):
+        exits = kd.BYOT(["stages.0"]) if mode == "byot" else kd.USKD("stages.0")
+        module = kd.SelfDistillation(net(4, 0), exits, task=task)
+        return module, [kd.FeatureKD(kd.FitNet(), {"pre_logits": "pre_logits"})], images()
+    if mode in ("byot_alone", "hint_alone", "labels_alone"):  # all but one term rest for a while
+        later = kd.LinearSchedule(0, 1, begin=0.5, until=1.0)
+        alone = {"byot_alone": "byot", "hint_alone": "byot_hint", "labels_alone": "task"}[mode]
+        weights = {name: later for name in ("task", "exits", "byot", "byot_hint") if name != alone}
+        return kd.SelfDistillation(net(4, 0), kd.BYOT(["stages.0"]), task=task, weights=weights), [], images()
     if mode == "dlb":
         return kd.SelfDistillation(net(4, 0), kd.DLB(), task=task), [], kd.IndexedViews(images(), 3, views=2)
     if mode == "causal_lm":

@@ -67,6 +67,8 @@ PEERS = {
     "joint_training": lambda: kd.JointTraining(),
 }
 """Strategies of three networks, each with every callback."""
+EXITS = {"byot": lambda: kd.BYOT(["stages.0"]), "uskd": lambda: kd.USKD("stages.0")}
+"""Self-teachers that attach exits, which callbacks read."""
 LANGUAGE = ("forward_kl", "gkd")
 WITHOUT_TAPS = ("labels", "pskd", *SELF)
 """Methods whose teacher is no network: a knowledge callback is refused."""
@@ -149,6 +151,9 @@ def setting(method: str, callback: str) -> tuple[kd.DistillModule, list[Any], An
         module = kd.OnlineDistillation(student, [net(5, 1), net(6, 2)], task=task, strategy=strategy, **options)
         views = kd.IndexedViews(Noisy(), 3, views=strategy.views)
         return module, knowledge(callback, "stages.0", "pre_logits"), views
+    elif method in EXITS:
+        module = kd.SelfDistillation(student, EXITS[method](), task=task, **options)
+        return module, knowledge(callback, "pre_logits", "pre_logits"), Noisy()
     elif method in SELF:
         make, reads = SELF[method]
         module = kd.SelfDistillation(student, make(), task=task, **options)
@@ -178,6 +183,7 @@ def pairs_of() -> list[tuple[str, str]]:
     """All products."""
     found = [(m, c) for m in METHODS for c in (CALLBACKS if m not in WITHOUT_TAPS else ("none",))]
     found += [(method, "none") for method in SELF]
+    found += [(method, callback) for method in EXITS for callback in ("none", "fit_net", "rkd")]
     found += [(method, callback) for method in PEERS for callback in CALLBACKS]
     found += [
         (method, callback) for method in (*BRANCHES, "okddip_networks") for callback in ("none", "fit_net", "rkd")

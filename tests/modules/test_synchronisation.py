@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from kdlightning import (
     AT,
+    BYOT,
     CSKD,
     CTKD,
     DLB,
@@ -35,6 +36,7 @@ from kdlightning import (
     RelationKD,
     SelfDistillation,
     TeacherFree,
+    USKD,
     resumable,
 )
 
@@ -111,6 +113,11 @@ CASES = {
     ),
     "online": lambda n: (OnlineDistillation(n(4, 0), [n(5, 1)], task=Classification(5)), [FeatureKD(AT(), HINT)]),
     "mean_teacher": lambda n: (SelfDistillation(n(4, 0), MeanTeacher(), task=Classification(5)), []),
+    "byot": lambda n: (
+        SelfDistillation(n(4, 0), BYOT(["stages.0"]), task=Classification(5)),
+        [FeatureKD(FitNet(), {"features": "stages.1"})],
+    ),
+    "uskd": lambda n: (SelfDistillation(n(4, 0), USKD("stages.0"), task=Classification(5)), []),
 }
 
 
