@@ -30,7 +30,8 @@ class KDCL(OnlineStrategy):
     """Knowledge distillation via collaborative learning (Guo et al., CVPR 2020).
 
     Term of network i: T²·KL(softmax(z_t/T) ‖ softmax(z_i/T)), batch mean; z_t is one target for all networks, detached.
-    Default weights: task 1, kdcl 1, as in the paper's L = Σ_i CE_i + λ·T²·KL_i with λ = 1. Variants of z_t:
+    The loss is the paper's Σ_i CE_i + λ·T²·KL_i; the defaults are λ = 1 (weights: task 1, kdcl 1) and T = 2, which are
+    not checked against its experiments. Variants of z_t:
 
     * `naive`: z of the network with the lowest cross-entropy over the batch,
     * `linear`: Σ α_k z_k of the least cross-entropy over the batch, α ≥ 0, Σ α = 1; see `kdcl_linear_weights`,
