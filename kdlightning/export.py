@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError, nearest
-from kdlightning.modules.loading import load_student, plain_spec, read_checkpoint
+from kdlightning.modules.loading import built_as, load_student, plain_spec, read_checkpoint
 
 FORMATS = ("auto", "timm", "transformers", "safetensors")
 _MARK = "kdlightning_export.json"
@@ -65,7 +65,7 @@ def export_student(
         raise ConfigurationError(f"--format {format}{nearest(format, FORMATS)}")
     target = Path(output)
     _check_folder(target)
-    settings = read_checkpoint(checkpoint).get("hyper_parameters", {})
+    kept = read_checkpoint(checkpoint)
     model = _merged(load_student(checkpoint, student, which=which))
     kind = _suitable(model, format)
     example = _example(model, inputs, Path(checkpoint))
@@ -74,7 +74,7 @@ def export_student(
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        spec = _spec(settings, which)
+        spec = _spec(kept.get("hyper_parameters", {}), built_as(kept, which))
         _WRITERS[kind](model, beside, spec)
         fresh = _load(kind, beside, checkpoint, which, model if student is not None else None)
         difference = float((_logits(fresh, example) - expected).abs().max())

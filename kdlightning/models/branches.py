@@ -3,118 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, autograd, nn
+import torch
+from torch import nn
 
 from kdlightning.errors import ConfigurationError, nearest
-
-
-class Trunk:
-    """What the shared modules answered in the pass that runs, to be recalled by the other branches.
-
-    Args:
-        split: path of the last shared module.
-        gradient_scale: factor of the gradient that flows from all branches into the trunk.
-    """
-
-    def __init__(self, split: str, gradient_scale: float = 1.0) -> None:
-        self.split = split
-        self.gradient_scale = gradient_scale
-        self.kept: dict[str, Any] | None = None
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """While the branches run: the first one fills, the others recall."""
-        self.kept = {}
-        try:
-            yield
-        finally:
-            self.kept = None
-
-    def keep(self, name: str, answer: Any) -> Any:
-        """Keeps what a shared module answered to the first branch."""
-        if self.kept is None:
-            return answer
-        if name in self.kept or self.split in self.kept:
-            raise ConfigurationError(
-                f"split: {name!r} stands before {self.split!r} and runs "
-                + ("twice in one pass" if name in self.kept else "after it")
-                + ": name a module by which all before it is done, or one inside it"
-            )
-        if name == self.split and self.gradient_scale != 1.0:
-            answer = _scaled(answer, self.gradient_scale)
-        self.kept[name] = answer
-        return answer
-
-
-class _Keep:
-    """The hook on a shared module; an object, so that copies of a network keep in the copy of its trunk."""
-
-    def __init__(self, trunk: Trunk, name: str) -> None:
-        self.trunk = trunk
-        self.name = name
-
-    def __call__(self, module: nn.Module, arguments: tuple[Any, ...], answer: Any) -> Any:
-        return self.trunk.keep(self.name, answer)
-
-
-class Recall(nn.Module):
-    """Stands where a branch has a shared module: gives what that answered in this pass, or asks it."""
-
-    def __init__(self, trunk: Trunk, name: str, module: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.name = name
-        self._shared = (module,)  # in a tuple: the module belongs to the first branch
-
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        """The shared module's answer."""
-        kept = self.trunk.kept
-        if kept is not None and self.name in kept:
-            return kept[self.name]
-        (module,) = self._shared
-        if kept is not None:
-            raise ConfigurationError(
-                f"split: {self.name!r} did not run in the student's pass, and a branch calls it: name another split"
-            )
-        modes = [(part, part.training) for part in module.modules()]
-        module.train(self.training)
-        try:
-            return module(*arguments, **options)
-        finally:
-            for part, training in modes:
-                part.training = training
-
-
-class _ScaleGradient(autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * ctx.scale, None
-
-
-def _scaled(answer: Any, scale: float) -> Any:
-    if isinstance(answer, Tensor):
-        return _ScaleGradient.apply(answer, scale)
-    if isinstance(answer, (tuple, list)):
-        return type(answer)(_scaled(part, scale) for part in answer)
-    return answer
+from kdlightning.models.trunk import Keep, Recall, Trunk, is_stateless
 
 
 def make_branches(network: nn.Module, split: str, count: int, *, gradient_scale: float = 1.0) -> tuple[Trunk, Any]:
     """Copies of a network that share its modules up to a split; what lies behind is drawn anew in each copy.
 
+    Drawn anew means that the values of each tensor are put into another random order, whatever its library has drawn
+    them from: scales of zero or one, class tokens of zeros and the like stay as they are, and so does what is frozen.
+    Give a network that is not trained yet. Parameters that the split's parents hold themselves, as a class token, are
+    shared, and so is a head whose weight is tied to an embedding in front of the split.
+
     Args:
         network: the first branch; hooks are put on its shared modules.
-        split: path of the last shared module, for example `layer3`. What is registered before it, on every level, and
-            has parameters or buffers, is shared as well.
+        split: path of the last shared module, for example `layer3`. What is registered before it, on every level, is
+            shared as well; of modules without state, as activations, what they answer before it.
         count: number of branches, the first included; at least 2.
         gradient_scale: factor of the gradient that flows into the split.
 
@@ -132,41 +41,61 @@ def make_branches(network: nn.Module, split: str, count: int, *, gradient_scale:
         raise ConfigurationError(f"split: the student has no module {split!r}{nearest(split, list(modules))}")
     shared = _shared_modules(network, split)
     trunk = Trunk(split, gradient_scale)
-    inside = {id(p) for name in shared for p in modules[name].parameters()}
-    if all(id(parameter) in inside for parameter in network.parameters()):
+    parents = [modules[".".join(split.split(".")[:depth])] for depth in range(split.count(".") + 1)]
+    inside = {id(p): p for parent in parents for p in parent.parameters(recurse=False)}
+    inside |= {id(p): p for name in shared for p in modules[name].parameters()}
+    if not any(p.requires_grad and id(p) not in inside for p in network.parameters()):
         raise ConfigurationError(f"split: nothing is left to learn behind {split!r}: name a module further in front")
-    branches = [_branch(network, trunk, shared) for _ in range(count - 1)]
+    branches = [_branch(network, trunk, shared, inside) for _ in range(count - 1)]
     for name in shared:
-        modules[name].register_forward_hook(_Keep(trunk, name))
+        modules[name].register_forward_hook(Keep(trunk, name, is_stateless(modules[name])))
     return trunk, branches
 
 
 def _shared_modules(network: nn.Module, split: str) -> list[str]:
     """Paths of the largest modules that are done once the split is."""
     found, parent, prefix = [], network, ""
-    steps = split.split(".")
-    for depth, step in enumerate(steps):
+    for step in split.split("."):
         for name, child in parent.named_children():
             if name == step:
                 break
-            if any(True for _ in child.parameters()) or any(True for _ in child.buffers()):
-                found.append(prefix + name)
+            found += [prefix + name + rest for rest in _callable_parts(child)]
         prefix += f"{step}."
         parent = parent.get_submodule(step)
-        if depth == len(steps) - 1:
-            found.append(split)
-    return found
+    return [*found, split]
 
 
-def _branch(network: nn.Module, trunk: Trunk, shared: list[str]) -> nn.Module:
-    # The shared modules are not copied: the memo already has what stands in their places.
-    memo: dict[int, Any] = {}
+def _callable_parts(module: nn.Module) -> list[str]:
+    """The module itself, or what is inside if it is a list that nobody calls."""
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [""]
+    return [f".{name}{rest}" for name, child in module.named_children() for rest in _callable_parts(child)]
+
+
+def _branch(network: nn.Module, trunk: Trunk, shared: list[str], inside: dict[int, nn.Parameter]) -> nn.Module:
+    # What is shared is not copied: the memo already has what stands in its place.
+    memo: dict[int, Any] = dict(inside)
     for name in shared:
         module = network.get_submodule(name)
         memo[id(module)] = Recall(trunk, name, module)
     branch = copy.deepcopy(network, memo)
     for module in branch.modules():
-        reset = getattr(module, "reset_parameters", None)
+        for name, parameter in list(module._parameters.items()):
+            if id(parameter) in inside:
+                # A plain attribute: the parameter is the first branch's, in state dicts and optimizers.
+                del module._parameters[name]
+                module.__dict__[name] = parameter
+    _draw_anew(branch)
+    return branch
+
+
+@torch.no_grad()
+def _draw_anew(branch: nn.Module) -> None:
+    for module in branch.modules():
+        reset: Any = None if type(module) is Recall else getattr(module, "reset_running_stats", None)
         if callable(reset):
             reset()
-    return branch
+    for parameter in branch.parameters():
+        if parameter.requires_grad:
+            order = torch.randperm(parameter.numel()).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))

@@ -42,9 +42,11 @@ def load_student(path: str | Path, student: nn.Module | None = None, *, which: s
     """
     checkpoint = read_checkpoint(path)
     prefix = "student." if which == "student" else f"peers.{_peer_number(which) - 1}."
-    state = {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    state = _part(checkpoint, prefix)
     if not state:
         raise ConfigurationError(f"{path} holds no {which!r}: its networks are {', '.join(networks_in(checkpoint))}")
+    if built_as(checkpoint, which) != which:
+        state = _part(checkpoint, "student.") | state  # a branch: the trunk is the student's
     if student is None:
         student = _build(checkpoint, which, path)
     return fill(student, state, str(path)).eval()
@@ -54,6 +56,15 @@ def networks_in(checkpoint: Mapping[str, Any]) -> list[str]:
     """Names of the learning networks in a checkpoint: "student", "peer1", …."""
     numbers = {int(k.split(".")[1]) + 1 for k in checkpoint["state_dict"] if k.startswith("peers.")}
     return ["student", *(f"peer{number}" for number in sorted(numbers))]
+
+
+def built_as(checkpoint: Mapping[str, Any], which: str) -> str:
+    """The network whose specification builds another: the student's for a branch of it, else its own."""
+    return "student" if checkpoint.get("kdlightning", {}).get("branches") else which
+
+
+def _part(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {k[len(prefix) :]: v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
 
 
 def _peer_number(which: str) -> int:
@@ -66,7 +77,9 @@ def _peer_number(which: str) -> int:
 def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Module:
     """Builds a network from the configuration that a run from the command line keeps in its checkpoints."""
     settings = checkpoint.get("hyper_parameters", {})
-    spec = settings.get("student") if which == "student" else (settings.get("peers") or [])[_peer_number(which) - 1]
+    peers = settings.get("peers") or []
+    number = 0 if built_as(checkpoint, which) == "student" else _peer_number(which)
+    spec = settings.get("student") if number == 0 else peers[number - 1] if number <= len(peers) else None
     if not isinstance(spec, Mapping) or "class_path" not in spec:
         raise ConfigurationError(
             f"{path} was written by a run from Python and does not say how to build the {which}: "

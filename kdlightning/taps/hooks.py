@@ -19,6 +19,11 @@ def first_tensor(value: Any) -> Tensor | None:
     return next((part for part in parts if isinstance(part, Tensor)), None)
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written; tensors of inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class HookCollector:
     """Reads the taps that name modules.
 
@@ -61,7 +66,7 @@ class HookCollector:
             raise TapError(f"tap {tap.text!r} gave no tensor: name a module inside or around it")
         self.fired[tap.text] = self.fired.get(tap.text, 0) + 1
         self.store[tap.text] = tensor.clone() if tap.text in self.clone else tensor
-        self.versions[tap.text] = self.store[tap.text]._version
+        self.versions[tap.text] = version_of(self.store[tap.text])
 
     @contextmanager
     def armed(self) -> Iterator[dict[str, Tensor]]:
@@ -76,7 +81,7 @@ class HookCollector:
     def clone_overwritten(self) -> None:
         """Has taps cloned from now on whose tensors were overwritten in this pass after they were read."""
         store = self.store or {}
-        self.clone |= {name for name, tensor in store.items() if tensor._version != self.versions[name]}
+        self.clone |= {name for name, tensor in store.items() if version_of(tensor) != self.versions[name]}
 
     def check_fired(self) -> None:
         """Raises TapError unless every tap of the last pass fired exactly once."""

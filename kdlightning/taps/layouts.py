@@ -16,7 +16,7 @@ _CHANNELS_LAST = (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase, nn.Embedding)
 def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | None, source: str | None) -> TapInfo:
     """What can be told of a tapped tensor from its shape, its module and its model."""
     shape = tuple(tensor.shape)
-    kind = type(module).__name__ if module is not None else str(source)
+    kind = module.__class__.__name__ if module is not None else str(source)
     if source == "attentions" or len(shape) not in (3, 4):
         return TapInfo(name, shape, "channels_first", kind=kind)
     if len(shape) == 4:

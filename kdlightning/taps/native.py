@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.models.output import Head, ModelOutput
+from kdlightning.models.trunk import Recall
 from kdlightning.taps.names import Tap, TapError
 
 
@@ -81,6 +82,8 @@ class TransformersSource(PlainSource):
         self.language = language
         self.options = {f"output_{kind}": True for kind in {str(tap.source) for tap in taps}}
         if "output_attentions" in self.options:
+            if any(type(module) is Recall for module in model.modules()):
+                raise TapError("attentions: a branch does not run the layers of its trunk: name a module path instead")
             # Fused attention has no probabilities to give; it would answer with an empty tuple.
             model.set_attn_implementation("eager")  # type: ignore[operator]
         if language:
