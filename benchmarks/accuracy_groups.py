@@ -58,6 +58,13 @@ class Group:
         """What runs of a configuration are called."""
         return name
 
+    @property
+    def teachers(self) -> list[str]:
+        """Those of `first` that have a score: networks trained on labels, and no stages such as a paraphraser's."""
+        ships = shipped()
+        stages = [name for name in self.first if name in ships and not _on_labels(ships[name])]
+        return [name for name in self.first if name not in stages]
+
 
 CIFAR = {
     "offline/response/kd": None,
@@ -72,6 +79,11 @@ CIFAR = {
     "offline/relation/crd": 0.8,
 }
 """The ten most used methods, with the term's weight in the CRD benchmark and its successors."""
+PAIRS = {
+    "offline/feature/fit_net": {"stages.1": "stages.1"},
+    "offline/feature/review_kd": {**{f"stages.{n}": f"stages.{n}.2" for n in range(3)}, "pre_logits": "pre_logits"},
+}
+"""Taps of the same benchmarks where the shipped ones are other: the middle stage; before the teacher's last ReLUs."""
 _PAIR = """
 student: {class_path: kdlightning.cifar_model, init_args: {name: resnet8, num_classes: 10}}
 teacher:
@@ -82,7 +94,7 @@ teacher:
 """
 _REST = """
 optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9, weight_decay: 5.0e-4, nesterov: true}}
-lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 6}}
+lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args: {T_max: 4}}
 """
 
 
@@ -90,7 +102,7 @@ lr_scheduler: {class_path: torch.optim.lr_scheduler.CosineAnnealingLR, init_args
 class SmallCifar(Group):
     """The ten most used methods on a pair of CIFAR networks: shipped configurations with other networks and weights."""
 
-    epochs: dict[str, int] = field(default_factory=lambda: {"": 6, "teacher": 12})
+    epochs: dict[str, int] = field(default_factory=lambda: {"": 4, "teacher": 12})
 
     def config(self, name: str, work: Path) -> Path:
         """The file, written anew."""
@@ -113,8 +125,6 @@ class SmallCifar(Group):
             "data": {"class_path": "CIFAR10", "init_args": {"batch_size": 64}},
             "trainer": {"max_epochs": epochs, "log_every_n_steps": 50, "check_val_every_n_epoch": 2},
         }
-        if name != "teacher":
-            content["data"]["init_args"]["train_limit"] = 5000
         if name == "teacher":
             content["model"]["init_args"]["student"] = pair["teacher"]["init_args"]["model"]
         elif name != "alone":
@@ -128,6 +138,7 @@ class SmallCifar(Group):
             callbacks = shipped_["trainer"].get("callbacks", [])
             for callback in callbacks:
                 callback["init_args"]["weight"] = CIFAR[name]
+                callback["init_args"]["pairs"] = PAIRS.get(name, callback["init_args"]["pairs"])
             content["trainer"]["callbacks"] = callbacks
         return content
 
@@ -142,7 +153,7 @@ def groups() -> dict[str, Group]:
     result = {baseline.rsplit("/", 1)[-1]: _group(baseline, methods) for baseline, methods in found.items()}
     small = SmallCifar(
         "cifar10_small",
-        "CIFAR-10, 5,000 images (the teacher 15,000), ResNet-20 → ResNet-8 of the CIFAR literature, 6 epochs",
+        "CIFAR-10, 13,500 images, ResNet-20 → ResNet-8 of the CIFAR literature, 4 epochs (the teacher 12)",
         *("acc", "alone", tuple(name for name in CIFAR if name in shipped()), ("teacher",), FILES["CIFAR10"]),
     )
     return {**result, small.name: small}
@@ -166,6 +177,10 @@ def _group(baseline: str, methods: list[str]) -> Group:
         data in MADE,
         int(header.get("seeds", 3)),
     )
+
+
+def _on_labels(path: Path) -> bool:
+    return read_header(path).get("class_path", "").endswith(".DistillModule")
 
 
 def _begin_from(name: str, first: list[str]) -> None:

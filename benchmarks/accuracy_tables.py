@@ -34,7 +34,7 @@ def rows_of(group: Group) -> Iterator[list[str]]:
     """A row for each teacher, the baseline and each method; a missing run shows in its number of seeds."""
     baseline = by_seed(records(group, group.baseline), group.metric)
     alone = measured(group, group.baseline)
-    named = [(name, "first") for name in group.first if name != group.baseline]
+    named = [(name, "first") for name in group.teachers if name != group.baseline]
     for name, role in [*named, (group.baseline, "labels alone"), *((method, "") for method in group.methods)]:
         found = records(group, name)
         values = by_seed(found, group.metric)

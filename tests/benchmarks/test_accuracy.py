@@ -51,6 +51,13 @@ def result(seed: int, acc: float, name: str = "a/b") -> dict[str, Any]:
     }
 
 
+def test_records_of_a_group_are_of_one_budget(scripts: dict[str, Any]) -> None:
+    for group in scripts["accuracy_groups"].groups().values():
+        names = (group.baseline, *group.methods)
+        found = [record for name in names for record in scripts["accuracy_tables"].records(group, name)]
+        assert len({record["epochs"] for record in found}) <= 1, group.name
+
+
 def test_difference_is_paired_by_seed_and_its_interval_is_students(scripts: dict[str, Any]) -> None:
     ours, theirs = {0: 0.9, 1: 0.8, 2: 0.95, 7: 0.1}, {0: 0.85, 1: 0.79, 2: 0.88, 9: 0.99}
     found = scripts["paired"].paired_difference(ours, theirs)
@@ -167,7 +174,10 @@ run_jobs(jobs, 1, options, lambda job, used: (work / "used.json").write_text(jso
 """
 
 
-def test_a_weight_is_tried_in_the_shipped_configuration(scripts: dict[str, Any], tmp_path: Path) -> None:
+def test_a_weight_is_tried_in_the_shipped_configuration(
+    scripts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts["weights"], "RESULTS", tmp_path / "records")  # finished ones are not tried again
     weights, group = scripts["weights"], scripts["accuracy_groups"].groups()["mnist1d"]
     options = argparse.Namespace(work=tmp_path, data=None, factors=[0.1, 10.0])
     shipped_weight = weights.shipped_weight("offline/relation/rkd")
