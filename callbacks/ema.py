@@ -65,11 +65,14 @@ class EMA(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begins with the weights as they are, unless a checkpoint brought an average."""
-        self._seen_step = trainer.global_step
         self._weights = [parameter.detach() for _, parameter in learning(pl_module)]
         for name, parameter in learning(pl_module):
             known = self.average.get(name, parameter)
             self.average[name] = known.detach().to(parameter.device, copy=True)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Counts steps from here: only now a resumed run says how many it has made."""
+        self._seen_step = trainer.global_step
 
     @torch.no_grad()
     def on_train_batch_end(

@@ -67,7 +67,7 @@ def report_checkpoints(command: DistillCommand, split: str) -> None:
         command.say(f"{split} · {which}{best}  " + "  ".join(word.removeprefix("val/") for word in words))
     if not same:
         command.say(f"model or data differ from the run's own: {run / RESULT} is left as it is")
-    elif not command.request.tests_built:
+    elif not command.request.tests_built or (command.request.run is not None and _earlier(run) is None):
         save(command, result)
 
 

@@ -154,7 +154,8 @@ def score(result: dict[str, Any], checkpoint: str) -> tuple[str, float | None]:
     """The monitor's metric on the test split, or on validation where there is no test split."""
     short = result["monitor"]["name"].split("/", 1)[-1]
     for split in ("test", "val"):
-        values = result["metrics"].get(split, {}).get(checkpoint)
+        found = result["metrics"].get(split, {})
+        values = found.get(checkpoint) or (found.get("built") if checkpoint == "last" else None)
         if values and values.get(short) is not None:
             return f"{split}/{short}", values[short]
     return f"test/{short}", None

@@ -13,6 +13,7 @@ from kdlightning.models.cifar import (
     cifar_model,
 )
 from kdlightning.models.convnet import ConvNet
+from kdlightning.models.ensemble import Ensemble
 from kdlightning.models.factories import started_from, timm_model, transformers_model
 from kdlightning.models.output import Head, ModelOutput
 from kdlightning.models.projected import ProjectedStudent
@@ -28,6 +29,7 @@ __all__ = [
     "CifarVGG",
     "CifarWideResNet",
     "ConvNet",
+    "Ensemble",
     "Head",
     "ModelOutput",
     "ProjectedStudent",

@@ -28,7 +28,7 @@ class Plan:
         action: "skip", "resume" or "run".
         reason: why, in a few words.
         key: names its settings and everything that it reads.
-        run: run folder of a fit; None otherwise.
+        run: run folder of a fit, or of a test that has a line in the table; None otherwise.
         arguments: of the command.
         log: where its output goes.
     """
@@ -119,7 +119,7 @@ class Engine:
             return Plan(stage, action, "it did not finish", key, run, self._arguments(stage, run, resumes), log)
         else:
             reason = "its settings or what it reads changed" if entry else "not run yet"
-        run = self._new_run(stage) if stage.command == "fit" else None
+        run = self._new_run(stage) if stage.command == "fit" or stage.measures else None
         return Plan(stage, "run", reason, key, run, self._arguments(stage, run, False), log)
 
     def _carry_out(self, plan: Plan) -> int:
@@ -263,6 +263,7 @@ class Engine:
             made += [f"--trainer.default_root_dir={self.runs}"]
         if run is not None:
             made += ["--run", str(run)]
+            made += ["--ckpt_path", "null"] if stage.measures else []
             made += ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")] if resumes else []
             made += ["--then", ",".join(stage.then)] if stage.then else []
         return made

@@ -12,7 +12,7 @@ from kdlightning.errors import ConfigurationError, nearest
 COMMANDS = ("fit", "validate", "test", "predict", "export")
 ROLES = ("teacher", "baseline", "student")
 _PRODUCTS = ("best", "last", "run", "export")
-_STAGE_KEYS = ("command", "config", "arguments", "then", "repeat", "role", "label")
+_STAGE_KEYS = ("command", "config", "arguments", "then", "repeat", "first", "role", "label")
 _THEN = ("test", "export")
 REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
@@ -28,7 +28,7 @@ class Stage:
         config: configurations by name or path, or written out, in their order.
         arguments: further arguments of the command.
         then: what follows a fit in the same process.
-        number: which repetition, from 1.
+        number: which repetition, counted from `first`, 1 by default; seeds count with it.
         role: teacher, baseline or student: its line in the table; None for no line.
         label: what that line is called.
     """
@@ -42,6 +42,11 @@ class Stage:
     number: int = 1
     role: str | None = None
     label: str = ""
+
+    @property
+    def measures(self) -> bool:
+        """Whether it is a test that leaves scores of a student as it is built."""
+        return self.command == "test" and self.role is not None
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ def _expand(name: str, spec: Any, shared: Mapping[str, Any], source: str) -> Ite
         raise ConfigurationError(f"{where}: command {command!r}{nearest(str(command), COMMANDS)}")
     if not isinstance(repeat, int) or isinstance(repeat, bool) or repeat < 1:
         raise ConfigurationError(f"{where}: repeat must be a whole number of at least 1, not {repeat!r}")
+    first = spec.get("first", 1)
+    if not isinstance(first, int) or isinstance(first, bool) or first < 1:
+        raise ConfigurationError(f"{where}: first must be a whole number of at least 1, not {first!r}")
     then = _strings(spec.get("then", ()), f"{where}: then")
     for step in then:
         if step not in _THEN or command != "fit":
@@ -125,10 +133,10 @@ def _expand(name: str, spec: Any, shared: Mapping[str, Any], source: str) -> Ite
         role=role,
         label=str(spec.get("label", name)),
     )
-    if repeat == 1:
+    if repeat == 1 and "first" not in spec:
         yield stage
         return
-    for number in range(1, repeat + 1):
+    for number in range(first, first + repeat):
         yield replace(stage, name=f"{name}.{number}", number=number, label=f"{stage.label} {number}")
 
 

@@ -109,6 +109,8 @@ class SelfTeacher(Teacher):
     views: ClassVar[int] = 1
     strong_views: ClassVar[bool] = False
     reads_partners: ClassVar[bool] = False
+    taps_of_exits: ClassVar[tuple[str, ...]] = ()
+    """Taps of each exit that the terms read."""
     reads_fields: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Batch` that the term needs and a plain loader may lack; checked before training."""
     rank_local: ClassVar[frozenset[str]] = frozenset()

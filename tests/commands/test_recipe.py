@@ -196,6 +196,52 @@ def test_repetitions_count_seeds_up_and_teach_the_next(engine, fake: Fake) -> No
     assert "--seed_everything=1" in fake.started[2]
 
 
+def test_repetitions_may_begin_with_a_later_number(engine, fake: Fake) -> None:
+    born = {"repeat": 2, "first": 2, "label": "generation", "config": {"model": "${previous.last}"}}
+    recipe = {"stages": {"teacher": {"config": {"model": "T"}}, "born": born}}
+    engine(recipe).run()
+    assert [args[args.index("--seed_everything=1") - 1] for args in fake.started[1:2]] == ["r/born.2"]
+    assert "--seed_everything=2" in fake.started[2]
+    assert fake.names() == ["teacher", "born.2", "born.3"]
+    assert [stage.label for stage in engine(recipe).recipe.stages] == ["teacher", "generation 2", "generation 3"]
+    alone = {"stages": {"born": {"repeat": 1, "first": 4, "config": {"model": "M"}}}}
+    assert [stage.name for stage in engine(alone).recipe.stages] == ["born.4"]
+
+
+def test_a_changed_repetition_runs_again_with_those_that_follow(engine, fake: Fake) -> None:
+    born = {"repeat": 3, "config": {"model": "${previous.last}"}}
+    recipe = {"stages": {"teacher": {"config": {"model": "T"}}, "born": born}}
+    engine(recipe).run()
+    fake.names()
+    Path("runs/r/born.2/seed1/version_0/checkpoints/last.ckpt").unlink()
+    engine(recipe).run()
+    assert fake.names() == ["born.2"], "its product is what it was"
+    Path("runs/r/born.2/seed1/version_1/checkpoints/last.ckpt").unlink()
+    fake.weights = "other weights"
+    engine(recipe).run()
+    assert fake.names() == ["born.2", "born.3"]
+
+
+def test_a_test_stage_with_a_role_leaves_scores_of_its_own(engine, fake: Fake) -> None:
+    together = {"command": "test", "role": "student", "config": {"members": ["${stages.teacher.last}"]}}
+    recipe = {"stages": {"teacher": {"config": {"model": "T"}}, "together": together, "plain": {"command": "test"}}}
+    recipe["stages"]["plain"]["config"] = {"model": "T"}
+    engine(recipe).run()
+    _, measured, plain = fake.started
+    run = "runs/r/together/seed0/version_0"
+    assert measured[0] == plain[0] == "test"
+    assert measured[measured.index("--run") + 1] == run
+    assert measured[measured.index("--ckpt_path") + 1] == "null"
+    assert "--run" not in plain
+    assert "--ckpt_path" not in plain
+    fake.names()
+    engine(recipe).run()
+    assert fake.names() == []
+    Path(run, "result.json").unlink()
+    engine(recipe).run()
+    assert fake.names() == ["together"]
+
+
 def test_shared_options_come_first(engine, fake: Fake) -> None:
     engine({"shared": {"data": "D"}, "stages": {"fit": {"config": {"model": "M"}}}}).run()
     (arguments,) = fake.started
@@ -229,6 +275,8 @@ def test_without_baseline(engine, fake: Fake) -> None:
         ({"stages": {"a": {"then": ["tset"]}}}, "then cannot be 'tset'; did you mean test"),
         ({"stages": {"a": {"command": "test", "then": ["export"]}}}, "after test, then cannot be 'export'"),
         ({"stages": {"a": {"repeat": 0}}}, "repeat must be a whole number of at least 1, not 0"),
+        ({"stages": {"a": {"first": 0}}}, "first must be a whole number of at least 1, not 0"),
+        ({"stages": {"a": {"first": True}}}, "first must be a whole number of at least 1, not True"),
         ({"stages": {"a": {"role": "techer"}}}, "role 'techer'; did you mean teacher"),
         ({"stages": {"a": [1]}}, "stage 'a' must hold command, config"),
         ({"stages": {"a/b": {}}}, "use letters, digits"),

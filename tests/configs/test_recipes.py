@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from kdlightning import MNIST1D, Ensemble, load_student
 from kdlightning.cli import main
 from kdlightning.commands import run as run_module
 from kdlightning.commands.shipped import read_header, shipped
@@ -67,7 +68,10 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         path.write_text(yaml.safe_dump(untrained, sort_keys=False))
         assert main(["run", str(path)]) == 0
         runs = tmp_path / "runs" / name
-        return {stage: result_of(runs / stage / "seed0" / "version_0") for stage in content["stages"]}
+        return {
+            stage.name: result_of(runs / stage.name / f"seed{stage.number - 1}" / "version_0")
+            for stage in parse_recipe(name, content, name).stages
+        }
 
     return run
 
@@ -110,21 +114,24 @@ def made_folder(folder: Path) -> list[str]:
 def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.CaptureFixture[str]) -> None:
     results = few_steps(name)
     shown = capsys.readouterr().out
-    for stage, spec in yaml.safe_load(RECIPES[name].read_text())["stages"].items():
-        result = results[stage]
-        assert result["steps"] == 2
-        if "role" not in spec:  # a first stage that leaves something for a later one, and no student
+    stages = parse_recipe(name, yaml.safe_load(RECIPES[name].read_text()), name).stages
+    for stage in stages:
+        result = results[stage.name]
+        assert result["steps"] == (2 if stage.command == "fit" else 0)
+        if stage.role is None:  # a first stage that leaves something for a later one, and no student
             continue
-        assert all(math.isfinite(result["metrics"]["test"][which]["loss"]) for which in ("last", "best"))
-        assert any(line.startswith(spec["label"]) for line in shown.splitlines())
-    on_test = results["distilled"].get("validates_on_test", False)
+        kinds = ("last", "best") if stage.command == "fit" else ("built",)
+        assert all(math.isfinite(result["metrics"]["test"][which]["loss"]) for which in kinds)
+        assert any(line.startswith(stage.label) for line in shown.splitlines())
+    distilled = next(results[stage.name] for stage in stages if stage.base == "distilled")
+    on_test = distilled.get("validates_on_test", False)
     assert on_test == (name in PROTOCOLS)
     assert ("chosen on test, not reportable" in shown) == on_test
     assert ("* chosen by validation" in shown) != on_test
     given = [line for line in shown.splitlines() if line.startswith("teacher, as given")]
-    assert len(given) == ("teacher" not in results)
+    assert len(given) == all(stage.role != "teacher" for stage in stages)
     for line in given:
-        assert f"{results['distilled']['metrics']['test']['last']['teacher_acc']:.4f}" in line
+        assert f"{distilled['metrics']['test']['last']['teacher_acc']:.4f}" in line
         assert "21,797,672" in line, "ResNet-34 has so many parameters"
 
 
@@ -143,6 +150,31 @@ def test_fit_nets_second_stage_begins_where_the_hint_ended(few_steps: Any) -> No
         for stage in ("alone", "hint", "distilled")
     ]
     assert steps == [2, 2, 4]
+
+
+def test_the_ensemble_of_generations_is_that_of_their_checkpoints(few_steps: Any) -> None:
+    results = few_steps("born_again")
+    runs = {name: Path("runs/born_again", name) for name in ("first", "distilled.2", "distilled.3")}
+    paths = [next(run.glob("seed*/version_0/checkpoints/last.ckpt")) for run in runs.values()]
+    ensemble = Ensemble([load_student(path) for path in paths]).eval()
+    content = yaml.safe_load(RECIPES["born_again"].read_text())
+    data = MNIST1D(**content["shared"]["data"]["init_args"])
+    data.prepare_data()
+    data.setup("test")
+    x, y = next(iter(data.test_dataloader())).data  # the test of a few steps sees one batch
+    with torch.no_grad():
+        accuracy = float((ensemble(x).argmax(1) == y).float().mean())
+    assert results["together"]["metrics"]["test"]["built"]["acc"] == pytest.approx(accuracy)
+    run = paths[0].parents[1]
+    before = result_of(run)
+    config = Path("runs/born_again/recipe/seed0/configs/first-1.yaml")
+    shared = config.with_name("first-0.yaml")
+    assert main(["test", "-c", str(shared), "-c", str(config), "--ckpt_path", "null", "--run", str(run)]) == 0
+    assert result_of(run) == before, "what a run has measured is not written over"
+    first = yaml.safe_load(Path("runs/born_again/distilled.2/seed1/version_0/config.yaml").read_text())
+    second = yaml.safe_load(Path("runs/born_again/distilled.3/seed2/version_0/config.yaml").read_text())
+    teachers = [config["model"]["init_args"]["teacher"]["init_args"]["checkpoint"] for config in (first, second)]
+    assert teachers == [str(path) for path in paths[:2]]
 
 
 def last_of(recipe: str, stage: str) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def setting(mode: str) -> tuple[Any, list[Any], Any]:
     if mode in ("byot", "uskd"):
         exits = kd.BYOT(["stages.0"]) if mode == "byot" else kd.USKD("stages.0")
         module = kd.SelfDistillation(net(4, 0), exits, task=task)
-        return module, [kd.FeatureKD(kd.FitNet(), {"pre_logits": "pre_logits"})], images()
+        hints = [kd.FeatureKD(kd.FitNet(), {"features": "stages.0"})] if mode == "byot" else []
+        return module, hints, images()
     if mode in ("byot_alone", "hint_alone", "labels_alone"):  # all but one term rest for a while
         later = kd.LinearSchedule(0, 1, begin=0.5, until=1.0)
         alone = {"byot_alone": "byot", "hint_alone": "byot_hint", "labels_alone": "task"}[mode]

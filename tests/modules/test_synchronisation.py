@@ -21,6 +21,7 @@ from kdlightning import (
     KDCL,
     MLKD,
     RKD,
+    USKD,
     CausalLM,
     Classification,
     DataDistortion,
@@ -36,7 +37,6 @@ from kdlightning import (
     RelationKD,
     SelfDistillation,
     TeacherFree,
-    USKD,
     resumable,
 )
 
