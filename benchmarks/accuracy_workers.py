@@ -118,6 +118,8 @@ def _child(job: Job, options: argparse.Namespace) -> int:
     epochs = _watch_epochs()
     from kdlightning.cli import main
 
+    # Lightning starts further processes, if a configuration asks for several, with this one's own command line.
+    sys.argv = [str(Path(sys.executable).with_name("kdlightning")), *job.words]
     code = main(job.words)
     sys.stdout.flush()
     sys.stderr.flush()

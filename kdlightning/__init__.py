@@ -51,6 +51,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
     "kdlightning.strategies": (
         "BranchStrategy",
         "CLILR",
+        "Codistillation",
         "DML",
         "JointTraining",
         "KDCL",

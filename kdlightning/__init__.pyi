@@ -110,6 +110,7 @@ from kdlightning.strategies import DML as DML
 from kdlightning.strategies import KDCL as KDCL
 from kdlightning.strategies import ONE as ONE
 from kdlightning.strategies import BranchStrategy as BranchStrategy
+from kdlightning.strategies import Codistillation as Codistillation
 from kdlightning.strategies import JointTraining as JointTraining
 from kdlightning.strategies import OKDDip as OKDDip
 from kdlightning.strategies import OnlineStrategy as OnlineStrategy

@@ -40,7 +40,7 @@ from kdlightning.losses.feature.sim_kd import SimKD, simkd_loss
 from kdlightning.losses.feature.srrl import SRRL, srrl_loss
 from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
-from kdlightning.losses.online import mean_squared_probability_loss, soft_cross_entropy
+from kdlightning.losses.online import codistillation_loss, mean_squared_probability_loss, soft_cross_entropy
 from kdlightning.losses.peers import attended_logits, gated_logits, learned_target_kl, mean_of_others
 from kdlightning.losses.relation.cc import CC, cc_loss
 from kdlightning.losses.relation.crd import CRD
@@ -131,6 +131,7 @@ __all__ = [
     "channel_adapter",
     "channels_first",
     "class_correlation_loss",
+    "codistillation_loss",
     "cwd_loss",
     "dist_loss",
     "dkd_loss",

@@ -85,17 +85,18 @@ def _branch(network: nn.Module, trunk: Trunk, shared: list[str], inside: dict[in
                 # A plain attribute: the parameter is the first branch's, in state dicts and optimizers.
                 del module._parameters[name]
                 module.__dict__[name] = parameter
-    _draw_anew(branch)
+    draw_anew(branch)
     return branch
 
 
 @torch.no_grad()
-def _draw_anew(branch: nn.Module) -> None:
-    for module in branch.modules():
+def draw_anew(network: nn.Module) -> None:
+    """Puts the values of each tensor that learns into another random order, and resets running statistics."""
+    for module in network.modules():
         reset: Any = None if type(module) is Recall else getattr(module, "reset_running_stats", None)
         if callable(reset):
             reset()
-    for parameter in branch.parameters():
+    for parameter in network.parameters():
         if parameter.requires_grad:
             order = torch.randperm(parameter.numel()).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))

@@ -296,6 +296,10 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         self._guard = FiniteGuard()
         self._first_step = True
         self._window_tokens = None
+        self.settle_seed()
+
+    def settle_seed(self) -> None:
+        """Settles the run's seed, one for all ranks, unless it is known; all ranks call this."""
         if self._seed is None:
             own = int(os.environ.get("PL_GLOBAL_SEED") or time.time_ns() % 2**32)
             self._seed = int(self.trainer.strategy.broadcast(own))

@@ -26,6 +26,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise ConfigurationError(f"{file} is no checkpoint of a training run: it has no state_dict")
     if not any(name.startswith("student.") for name in checkpoint["state_dict"]):
         raise ConfigurationError(f"{file} holds no student; it was written by another program")
+    for number, kept in enumerate((checkpoint.get("kdlightning", {}).get("ranks") or [])[1:]):
+        # Networks of other processes, built as the student is.
+        checkpoint["state_dict"].update({f"peers.{number}.{name}": v for name, v in kept["student"].items()})
     return dict(checkpoint)
 
 
@@ -59,8 +62,9 @@ def networks_in(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def built_as(checkpoint: Mapping[str, Any], which: str) -> str:
-    """The network whose specification builds another: the student's for a branch of it, else its own."""
-    return "student" if checkpoint.get("kdlightning", {}).get("branches") else which
+    """The network whose specification builds another: the student's for a branch or a rank's network, else its own."""
+    own = checkpoint.get("kdlightning", {})
+    return "student" if own.get("branches") or own.get("ranks") else which
 
 
 def _part(checkpoint: Mapping[str, Any], prefix: str) -> dict[str, Any]:

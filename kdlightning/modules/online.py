@@ -16,6 +16,7 @@ from kdlightning.models.output import ModelOutput
 from kdlightning.modules.base import DistillModule
 from kdlightning.modules.guards import check_one_answer
 from kdlightning.modules.names import base_name
+from kdlightning.modules.ranks import RanksMixin
 from kdlightning.modules.sequential import SequentialMixin
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
@@ -34,7 +35,7 @@ def check_classes(outputs: list[ModelOutput]) -> None:
             )
 
 
-class OnlineDistillation(SequentialMixin, DistillModule):
+class OnlineDistillation(RanksMixin, SequentialMixin, DistillModule):
     """Online distillation: student and peers learn together, from labels and from each other.
 
     Terms: `task` and the strategy's (`dml`) for the student, `task_peer1`, `dml_peer1`, … for the peers; a weight given
@@ -43,7 +44,8 @@ class OnlineDistillation(SequentialMixin, DistillModule):
 
     Args:
         student: network 0, the one that is shipped by default.
-        peers: the other networks, of any architectures; None if the strategy makes them of the student (`ONE`).
+        peers: the other networks, of any architectures; None if the strategy makes them of the student (`ONE`) or
+            trains one network on each process (`Codistillation`).
         strategy: how they teach each other.
         task: what batches and outputs mean.
         optimizer: makes one optimizer with a parameter group for each network; AdamW with 1e-3 by default.
@@ -76,12 +78,17 @@ class OnlineDistillation(SequentialMixin, DistillModule):
         )
         check_one_answer(task, type(self).__name__)
         self.strategy = DML() if strategy is None else strategy
+        if not isinstance(self.strategy, OnlineStrategy):
+            raise ConfigurationError(f"strategy must be one such as DML or KDCL, not {type(self.strategy).__name__}")
         own = self.strategy.make_peers(student)
         if own and peers:
             raise ConfigurationError(f"{type(self.strategy).__name__} makes the peers of the student: leave peers out")
         self._branches = bool(own)
-        peers = own or peers
-        if not peers:
+        if self.strategy.by_rank and peers:
+            name = type(self.strategy).__name__
+            raise ConfigurationError(f"{name} trains a network of the student's kind on each process: leave peers out")
+        peers = own or peers or []
+        if not peers and not self.strategy.by_rank:
             raise ConfigurationError(
                 "peers is empty: online distillation needs at least one network beside the student"
             )
@@ -93,6 +100,7 @@ class OnlineDistillation(SequentialMixin, DistillModule):
         self.strategy.bind([student, *peers], task)
         self.peer_optimizers = peer_optimizers or [{} for _ in peers]
         self._init_sequence()
+        self._init_ranks()
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -182,6 +190,15 @@ class OnlineDistillation(SequentialMixin, DistillModule):
             self.strategy.observe(answers, batch)
         together = self.strategy.ensemble(answers)
         return outputs if together is None else {**outputs, "ensemble": together}
+
+    def on_fit_start(self) -> None:
+        """See `DistillModule.on_fit_start`; refuses a fit without the validation that the strategy learns from."""
+        super().on_fit_start()
+        if self.strategy.needs_validation and not self.trainer.enable_validation:
+            raise ConfigurationError(
+                f"{type(self.strategy).__name__}: its weights are chosen by validation, and this fit has none: "
+                "give validation data, or another variant"
+            )
 
     def on_validation_start(self) -> None:
         """See `DistillModule.on_validation_start`; the strategy forgets a pass that was broken off."""

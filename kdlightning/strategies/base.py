@@ -35,6 +35,11 @@ class OnlineStrategy(nn.Module):
         student_only: whether the peers have no such term.
         sequential: whether the networks are updated one after the other in each batch. Then `terms` is called once for
             each network, with its own answer and the others' newest, detached, and `active` for its terms alone.
+        needs_validation: whether a fit without validation makes no sense.
+        by_rank: whether each process trains a network of its own, the student there, and there are no peers.
+        draw_anew: whether such networks begin with different weights.
+        copies: of such a strategy, frozen networks of other processes by rank; in checkpoints, but no part of the
+            module: nobody else moves, trains or averages them.
     """
 
     default_weights: ClassVar[dict[str, float]] = {}
@@ -43,9 +48,13 @@ class OnlineStrategy(nn.Module):
     strong_views: ClassVar[bool] = False
     student_only: bool = False
     sequential: bool = False
+    needs_validation: bool = False
+    by_rank: ClassVar[bool] = False
+    draw_anew: bool = True
 
     def __init__(self) -> None:
         super().__init__()
+        self.copies: dict[int, nn.Module] = {}
         self._infos: list[Mapping[str, TapInfo]] = []
 
     @property
@@ -111,6 +120,9 @@ class OnlineStrategy(nn.Module):
 
     def end_validation(self) -> None:
         """Called when a validation pass of a fit is over."""
+
+    def start(self, networks: Sequence[nn.Module], step: int) -> None:
+        """Called when training starts or goes on, after `step` optimizer steps."""
 
     def after_optimizer_step(self, networks: Sequence[nn.Module], step: int) -> None:
         """Called after each optimizer step; `step` counts from 1."""

@@ -54,7 +54,11 @@ def fit(name: str) -> dict:
     for needed in sorted(needed_runs(CONFIGS[name])):
         if not Path("runs", needed).exists():
             fit(needed)
-    assert main(["fit", "-c", name, *SHORT, *options]) == 0
+    arguments = ["fit", "-c", name, *SHORT, *options]
+    if yaml.safe_load(CONFIGS[name].read_text())["trainer"].get("devices", 1) == 1:
+        assert main(arguments) == 0
+    else:  # Lightning starts the other processes with this one's own command line
+        subprocess.run([Path(sys.executable).with_name("kdlightning"), *arguments], check=True, capture_output=True)
     newest = max(Path("runs", name, "seed0").glob("version_*/result.json"), key=lambda file: file.stat().st_mtime)
     return json.loads(newest.read_text())
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlightning.losses import kd_loss, mean_squared_probability_loss, soft_cross_entropy
+from kdlightning.losses import codistillation_loss, kd_loss, mean_squared_probability_loss, soft_cross_entropy
 
 
 def test_mean_squared_probability_is_the_formula(random, assert_same) -> None:
@@ -47,6 +47,44 @@ def test_the_mutual_term_is_kd_at_temperature_one(random) -> None:
     own, peer = random(4, 5), random(4, 5)
     expected = F.kl_div(own.log_softmax(-1), peer.softmax(-1), reduction="batchmean")
     torch.testing.assert_close(kd_loss(own, peer, temperature=1.0), expected)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_codistillation_is_the_formula(temperature: float, random, assert_same) -> None:
+    others = [random(4, 5) for _ in range(3)]
+
+    def loop(student: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for number, own in enumerate(student):
+            own_total = (own / temperature).exp().sum()
+            for label, value in enumerate(own):
+                shares = [(z[number] / temperature).exp() for z in others]
+                mean = sum(share[label] / share.sum() for share in shares) / len(others)
+                total = total + mean * (mean.log() - ((value / temperature).exp() / own_total).log())
+        return temperature**2 * total / len(student)
+
+    assert_same(lambda z: codistillation_loss(z, others, temperature=temperature), loop, random(4, 5))
+    student = random(4, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: codistillation_loss(z, others, temperature=temperature), student)
+    learning = [other.clone().requires_grad_() for other in others]
+    assert not codistillation_loss(student.detach(), learning).requires_grad
+
+
+def test_codistillation_with_one_other_is_kd_and_with_equals_zero(random) -> None:
+    own, other = random(4, 5), random(4, 5)
+    torch.testing.assert_close(codistillation_loss(own, [other]), kd_loss(own, other, temperature=1.0))
+    torch.testing.assert_close(codistillation_loss(own, [own, own + 3]), torch.zeros((), dtype=own.dtype))
+    huge = torch.tensor([[1e4, 0.0, -1e4]])
+    assert codistillation_loss(huge, [huge.flip(1), huge]).isfinite()
+
+
+def test_codistillation_refuses_what_does_not_fit(random) -> None:
+    with pytest.raises(ValueError, match="others is empty"):
+        codistillation_loss(random(4, 5), [])
+    with pytest.raises(ValueError, match="one shape"):
+        codistillation_loss(random(4, 5), [random(4, 5), random(4, 6)])
+    with pytest.raises(ValueError, match="temperature"):
+        codistillation_loss(random(4, 5), [random(4, 5)], temperature=0.0)
 
 
 @pytest.mark.parametrize("gap", [1e4, 1e30])
