@@ -12,7 +12,7 @@ from kdlightning.losses.token_terms import ForwardKL, TokenDivergence
 from kdlightning.modules.base import DistillModule
 from kdlightning.schedules import Weight
 from kdlightning.tasks import Task
-from kdlightning.teachers import EnsembleTeacher, Teacher, as_teacher
+from kdlightning.teachers import EnsembleTeacher, SelfTeacher, Teacher, as_teacher
 
 
 def check_response(response: ResponseLoss | None, task: Task) -> None:
@@ -102,6 +102,8 @@ class OfflineDistillation(DistillModule):
             response = ForwardKL() if task.counts_tokens else KD()
         check_response(response, task)
         check_apart(student, teacher)
+        if isinstance(teacher, SelfTeacher):
+            raise ConfigurationError(f"{type(teacher).__name__} makes a teacher of the student: use SelfDistillation")
         self.teacher = as_teacher(teacher)
         if self.teacher is not None:
             self.teacher.check_task(task)

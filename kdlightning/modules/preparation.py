@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -17,6 +18,7 @@ from kdlightning.data.seeding import restored_generators
 from kdlightning.data.views import labels_of
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.losses.base import LossContext
+from kdlightning.models.parts import Parts
 from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
 from kdlightning.modules.weights import merge_weights
 from kdlightning.taps import TapReader
@@ -80,7 +82,8 @@ class PreparationMixin:
 
     def _refuse_stock_average(self: DistillModule) -> None:  # type: ignore[misc]
         stock = any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        if stock and (self._knowledge or isinstance(self.teacher, SelfTeacher)):
+        parts = any(isinstance(module, Parts) for module in self.modules())
+        if stock and (self._knowledge or parts or isinstance(self.teacher, SelfTeacher)):
             raise ConfigurationError(
                 "Lightning's weight averaging copies the module before its adapters and self-teachers are made: use "
                 "kdlightning.callbacks.EMA"
@@ -277,8 +280,10 @@ class PreparationMixin:
                 raw = loader.collate_fn(dataset[0])  # the data set gives whole batches
             else:
                 raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
-        device = next((parameter.device for parameter in self.student.parameters()), self.device)
-        return self.task.batch(move_data_to_device(raw, device))
+        first = next(self.student.parameters(), torch.zeros((), device=self.device))
+        if first.dtype != torch.float32:  # an earlier run has brought the networks to its precision
+            raw = self.trainer.precision_plugin.convert_input(raw)
+        return self.task.batch(move_data_to_device(raw, first.device))
 
 
 def _label_map(teacher: Any) -> tuple[int, ...] | None:

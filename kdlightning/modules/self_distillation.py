@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -89,6 +88,8 @@ class SelfDistillation(DistillModule):
         """See `DistillModule.setup`; a fit needs the teacher."""
         if stage == "fit" and self.teacher is None:
             raise ConfigurationError("teacher is None: give a self-teacher to train")
+        if stage == "fit" and self.teacher is not None:
+            self.teacher.forget()
         super().setup(stage)
 
     def term_defaults(self) -> Mapping[str, float]:
@@ -139,7 +140,7 @@ class SelfDistillation(DistillModule):
         if network == "student" or self.teacher is None:
             return batch.inputs
         tap = list(self.teacher.exits)[int(network.removeprefix("exit")) - 1]
-        return torch.zeros(self.teacher.exit_shape(tap), device=next(self.student.parameters()).device)
+        return next(self.student.parameters()).new_zeros(self.teacher.exit_shape(tap))
 
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
         """The task's term and the self-teacher's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import ClassVar
 
 from torch import nn
 
@@ -21,15 +22,20 @@ class BranchStrategy(OnlineStrategy):
     exports: `kdlightning export --which peer1`. A callback's taps must lie behind the split, or be the split itself.
 
     Args:
-        split: path of the last shared module, for example `layer3`; None for networks of their own.
+        split: path of the last shared module, for example `layer3`; None for networks of their own, where they will do.
         branches: number of branches, the student's included.
     """
+
+    needs_split: ClassVar[bool] = True
+    """Whether networks of their own will not do."""
 
     def __init__(self, split: str | None, branches: int) -> None:
         super().__init__()
         name = type(self).__name__
+        if not split and (split is not None or self.needs_split):
+            raise ConfigurationError(f"{name}: split must name the last shared module, for example layer3")
         if split is not None and (not isinstance(branches, int) or branches < self.fewest):
-            raise ConfigurationError(f"{name}: branches must be at least {self.fewest}, not {branches}")
+            raise ConfigurationError(f"{name}: branches must be at least {self.fewest} and whole, not {branches}")
         self.split = split
         self.branches = branches
         self.trunk: Trunk | None = None

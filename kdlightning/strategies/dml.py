@@ -37,7 +37,7 @@ class DML(OnlineStrategy):
 
     def __init__(self, temperature: float = 1.0, sequential: bool = False) -> None:
         super().__init__()
-        if temperature <= 0:
+        if not temperature > 0:
             raise ConfigurationError(f"DML: temperature must be positive, not {temperature}")
         self.temperature = temperature
         self.sequential = sequential

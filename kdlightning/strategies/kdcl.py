@@ -38,8 +38,10 @@ class KDCL(OnlineStrategy):
     * `min_logit`: for each class the smallest z_k − z_{k,y}, y the label,
     * `general`: log Σ w_k p_k, with the w ≥ 0, Σ w = 1 of the least squared error Σ ‖Σ_k w_k p_k − y‖² over the
       validation set. After each validation of a fit the weights are computed anew, over all ranks; they are even before
-      the first, and lie in the checkpoint. The paper's closed form, without w ≥ 0, is the same wherever it gives a
-      distribution. What is validated chooses targets then: keep a test set beside it.
+      the first, and lie in the checkpoint. Metrics of a validation are those of the weights before it. With
+      `callbacks.EMA` the averages are validated, and the weights are theirs. A fit without validation is refused. The
+      paper's closed form, without w ≥ 0, is the same wherever it gives a distribution. What is
+      validated chooses targets then: keep a test set beside it.
 
     The ensemble's metrics are those of Σ w_k p_k for `general`, and of the mean of probabilities for the others, whose
     combinations need labels. The public PyTorch code (shaoeric's) has the mean of logits as its only target, with
@@ -62,6 +64,7 @@ class KDCL(OnlineStrategy):
         if not temperature > 0:
             raise ConfigurationError(f"KDCL: temperature must be above 0, not {temperature}")
         self.variant = variant
+        self.needs_validation = variant == "general"
         self.temperature = temperature
         self.own_views = own_views
         # Summed over one validation pass on each rank alone: no buffer, which DDP would overwrite with rank 0's.

@@ -42,6 +42,7 @@ class OKDDip(BranchStrategy):
     """
 
     default_weights: ClassVar[dict[str, float]] = {"task": 1.0, "okddip": 1.0}
+    needs_split: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -54,8 +55,8 @@ class OKDDip(BranchStrategy):
     ) -> None:
         super().__init__(split, branches)
         check_temperature("OKDDip", temperature)
-        if factor < 1:
-            raise ConfigurationError(f"OKDDip: factor must be at least 1, not {factor}")
+        if not isinstance(factor, int) or factor < 1:
+            raise ConfigurationError(f"OKDDip: factor must be at least 1 and whole, not {factor}")
         self.temperature = temperature
         self.factor = factor
         self.tap = tap

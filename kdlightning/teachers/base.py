@@ -128,6 +128,9 @@ class SelfTeacher(Teacher):
     def bind(self, student: nn.Module, task: Task) -> None:
         """Called once when the module is made: copies of the student are built here."""
 
+    def forget(self) -> None:
+        """Called when a fit begins, before its checkpoint is read: samples of an earlier fit are not this one's."""
+
     @property
     def exit_taps(self) -> Sequence[str]:
         """Taps of the student at which exits are attached, shallow to deep, and others that the terms read."""

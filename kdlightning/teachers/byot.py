@@ -81,6 +81,8 @@ class BYOT(SelfTeacher):
         if self.deepest is None:
             modules = dict(student.named_modules())
             self.deepest = next((f"{name}:input" for name in _POOLS if name in modules), "pre_logits")
+        if self.deepest in self.begins:
+            raise ConfigurationError(f"BYOT: {self.deepest!r} is the deepest tap, and no exit: leave it out of exits")
 
     @property
     def exit_taps(self) -> Sequence[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from kdlightning.data.batch import Batch
@@ -30,7 +32,8 @@ class DataDistortion(SelfTeacher):
     as a run on labels alone has them. Public code (Self-KD-Lib), whose 0.0005 is taken over, detaches the leading
     probabilities as here, but squares the difference of two single numbers, the means over batch and features alike.
 
-    The views must differ: data without augmentation of their own want `strong_views: true`.
+    The views must differ, or both terms are zero (a warning says so): data without augmentation of their own want
+    `strong_views: true`.
 
     Args:
         temperature: T of the probabilities; 1 compares those of the network itself.
@@ -49,6 +52,11 @@ class DataDistortion(SelfTeacher):
         if not temperature > 0:
             raise ConfigurationError(f"DataDistortion: temperature must be positive, not {temperature}")
         self.temperature = temperature
+        self._looked = False
+
+    def forget(self) -> None:
+        """Another fit may have other data."""
+        self._looked = False
 
     @property
     def exit_taps(self) -> Sequence[str]:
@@ -69,6 +77,8 @@ class DataDistortion(SelfTeacher):
     def terms(self, step: DistillStep, epoch: float, active: Callable[[str], bool]) -> dict[str, Tensor]:
         """The divergences between the views, and the distance of their mean features."""
         first, second = step.student_views
+        if not self._looked:
+            self._look(step.parts[0].inputs, step.parts[1].inputs)
         found = {}
         if active(self.name):
             found[self.name] = mutual_kl_loss(first.logits, second.logits, temperature=self.temperature)
@@ -76,3 +86,13 @@ class DataDistortion(SelfTeacher):
             features = [self.feature(view, "pre_logits") for view in (first, second)]
             found[f"{self.name}_mmd"] = mean_discrepancy_loss(*features)
         return found
+
+    def _look(self, first: Any, second: Any) -> None:
+        """Warns in a fit's first step if the views are no different."""
+        self._looked = True
+        if isinstance(first, Tensor) and torch.equal(first, second):
+            warnings.warn(
+                "DataDistortion: both views of the first batch are the same, and its terms are zero: augment the data, "
+                "or set strong_views: true",
+                stacklevel=2,
+            )

@@ -55,6 +55,10 @@ class DLB(SelfTeacher):
         if task.num_classes is None or not task.class_probabilities:
             raise ConfigurationError("DLB compares class probabilities: it needs a task such as Classification")
 
+    def forget(self) -> None:
+        """Nothing was before the first step."""
+        self._last = {}
+
     def start(self, samples: int, epochs: int, device: Any) -> None:
         """Brings what a checkpoint held to the device; several ranks begin anew, since it was one rank's."""
         several = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -422,13 +422,18 @@ def test_networks_of_their_own_are_not_mixed_with_the_students(
 
 
 NETWORK_OPTIONS: Sequence[tuple[Callable[[], Any], str]] = [
-    (lambda: ONE("stages.0", branches=1), "ONE: branches must be at least 2, not 1"),
-    (lambda: CLILR("stages.0", branches=0), "CLILR: branches must be at least 2, not 0"),
-    (lambda: OKDDip("stages.0", branches=2), "OKDDip: branches must be at least 3, not 2"),
+    (lambda: ONE("stages.0", branches=1), "ONE: branches must be at least 2 and whole, not 1"),
+    (lambda: CLILR("stages.0", branches=0), "CLILR: branches must be at least 2 and whole, not 0"),
+    (lambda: OKDDip("stages.0", branches=2), "OKDDip: branches must be at least 3 and whole, not 2"),
     (lambda: ONE("stages.0", temperature=0.0), "ONE: temperature must be above 0"),
     (lambda: CLILR("stages.0", temperature=-1.0), "CLILR: temperature must be above 0"),
     (lambda: OKDDip(temperature=0.0), "OKDDip: temperature must be above 0"),
     (lambda: OKDDip(factor=0), "OKDDip: factor must be at least 1"),
+    (lambda: OKDDip(factor=1.5), "OKDDip: factor must be at least 1 and whole, not 1.5"),
+    (lambda: ONE("stages.0", branches=3.0), "ONE: branches must be at least 2 and whole, not 3.0"),
+    (lambda: ONE(None), "ONE: split must name the last shared module"),
+    (lambda: CLILR(None), "CLILR: split must name the last shared module"),
+    (lambda: OKDDip(""), "OKDDip: split must name the last shared module"),
 ]
 
 
@@ -465,3 +470,20 @@ def test_the_gate_says_that_it_cannot_train_on_one_sample(net: Any, loader: Any,
     module = OnlineDistillation(net(4, 0), task=Classification(5), strategy=STRATEGIES["one"]())
     with pytest.raises(ValueError, match="ONE's gate normalises over the batch and cannot train on a single sample"):
         trainer().fit(module, loader(1))
+
+
+@pytest.mark.parametrize("strategy", ["one", "okddip"])
+def test_a_test_follows_a_fit_in_double_precision(strategy: str, net: Any, loader: Any, trainer: Any) -> None:
+    module = OnlineDistillation(net(4, 0), task=Classification(5), strategy=STRATEGIES[strategy]())
+    runner = trainer(precision="64-true")
+    runner.fit(module, loader())
+    assert "test/acc_ensemble" in runner.test(module, loader(), verbose=False)[0]
+    trainer(precision="64-true").fit(module, loader())
+
+
+def test_lightnings_averaging_would_miss_the_gate(net: Any, loader: Any, trainer: Any) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    module = OnlineDistillation(net(4, 0), task=Classification(5), strategy=STRATEGIES["one"]())
+    with pytest.raises(ConfigurationError, match="use kdlightning.callbacks.EMA"):
+        trainer(callbacks=[EMAWeightAveraging(decay=0.5)]).fit(module, loader())

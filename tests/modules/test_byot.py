@@ -341,3 +341,21 @@ def test_a_vector_does_not_become_a_map(loader: Any, trainer: Any) -> None:
     module = SelfDistillation(three_stages(), BYOT(["pre_logits"], "stages.2"), task=Classification(5))
     with pytest.raises(ConfigurationError, match="name a deepest tap with as many dimensions"):
         trainer().fit(module, loader())
+
+
+def test_the_default_deepest_tap_is_no_exit() -> None:
+    student = three_stages()
+    deepest = SelfDistillation(student, BYOT(["stages.0"]), task=Classification(5)).teacher.deepest
+    with pytest.raises(ConfigurationError, match="is the deepest tap, and no exit"):
+        SelfDistillation(student, BYOT(["stages.0", deepest]), task=Classification(5))
+
+
+def test_a_test_follows_a_fit_in_double_precision(loader: Any, trainer: Any) -> None:
+    module = SelfDistillation(three_stages(), BYOT(["stages.0"]), task=Classification(5))
+    x, y = loader().dataset.tensors
+    data = DataLoader(TensorDataset(x, y), 8)
+    for _ in range(2):
+        runner = trainer(precision="64-true", callbacks=[RelationKD(RKD(), {"pre_logits": "pre_logits"})])
+        runner.fit(module, data)
+    scores = runner.test(module, data, verbose=False)[0]
+    assert {"test/acc_exit1", "test/acc_ensemble"} <= set(scores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -158,3 +159,19 @@ def test_bfloat16_mixed_precision_runs(net: Any, noisy_loader: Any, trainer: Any
     runner = trainer(precision="bf16-mixed")
     runner.fit(module, noisy_loader(views=2), noisy_loader(shuffle=False))
     assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
+def test_views_that_do_not_differ_are_mentioned_once(net: Any, samples: Any, noisy_loader: Any, trainer: Any) -> None:
+    from kdlightning import IndexedViews, resumable
+
+    def fit(loader: Any) -> list[str]:
+        module = SelfDistillation(net(4, 0), DataDistortion(), task=Classification(5))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer(max_epochs=2).fit(module, loader)
+        return [str(w.message) for w in caught if "DataDistortion" in str(w.message)]
+
+    same = resumable(torch.utils.data.DataLoader(IndexedViews(samples, views=2), 8))
+    (message,) = fit(same)
+    assert "both views of the first batch are the same" in message
+    assert not fit(noisy_loader(views=2))

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from kdlightning import DLB, EMA, Classification, ConfigurationError, LatestCheckpoint, Regression, SelfDistillation
 from kdlightning.data.batch import Batch
@@ -253,3 +253,15 @@ def test_bad_input_is_refused(net: Any, resumable_loader: Any, trainer: Any) -> 
     module = SelfDistillation(net(4, 0), DLB(), task=Classification(5))
     with pytest.raises(ConfigurationError, match="DLB reads 2 views of each sample, and this loader gives 1"):
         trainer().fit(module, resumable_loader())
+
+
+def test_a_second_fit_begins_without_the_firsts_samples(net: Any, noisy_loader: Any, trainer: Any) -> None:
+    from kdlightning import IndexedViews, resumable
+
+    module = SelfDistillation(net(4, 0), DLB(), task=Classification(5))
+    trainer().fit(module, noisy_loader(views=2))
+    larger = TensorDataset(torch.randn(8, 1, 12, 12), torch.arange(8) % 5)
+    runner = trainer(limit_train_batches=1)
+    runner.fit(module, resumable(DataLoader(IndexedViews(larger, views=2), 8)))
+    assert runner.callback_metrics["train/loss_dlb"] == 0
+    assert len(module.teacher.get_extra_state()["logits"]) == 8

@@ -133,7 +133,7 @@ def test_gradients_are_those_of_the_joint_loss(variant: str, dense: Any, samples
     x, y = samples.tensors
     data = torch.utils.data.DataLoader(list(zip(x.double(), y, strict=True)), 26)
     runner = trainer(precision="64-true")
-    runner.fit(module, data)
+    runner.fit(module, data, data)
     losses = losses_of(variant, [twin(x.double()) for twin in twins], y, 2.0, torch.full((3,), 1 / 3))
     assert float(runner.callback_metrics["train/loss"]) == pytest.approx(float(sum(losses).detach()), rel=1e-6)
     for network, twin, loss in zip(networks, twins, losses, strict=True):
@@ -237,3 +237,20 @@ def test_bfloat16_mixed_precision_runs(net: Any, loader: Any, trainer: Any) -> N
     runner = trainer(precision="bf16-mixed")
     runner.fit(module, loader(), loader())
     assert torch.isfinite(runner.callback_metrics["train/loss"])
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {}])
+def test_general_is_no_even_mean_for_want_of_validation(options: Any, net: Any, loader: Any, trainer: Any) -> None:
+    module = OnlineDistillation(
+        net(3, 0), [net(4, 1)], task=Classification(5), strategy=KDCL("general", own_views=False)
+    )
+    loaders = [loader(), loader()] if options else [loader()]
+    with pytest.raises(ConfigurationError, match="KDCL: its weights are chosen by validation"):
+        trainer(**options).fit(module, *loaders)
+
+
+def test_a_self_teacher_is_no_strategy(net: Any) -> None:
+    from kdlightning import CSKD
+
+    with pytest.raises(ConfigurationError, match="strategy must be one such as DML or KDCL, not CSKD"):
+        OnlineDistillation(net(3, 0), [net(4, 1)], task=Classification(5), strategy=CSKD())

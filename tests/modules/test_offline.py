@@ -415,3 +415,10 @@ def test_one_number_may_come_in_two_shapes(samples: Any, trainer: Any) -> None:
     module = OfflineDistillation(student, teacher, task=Regression(), response=None)
     found = trainer().validate(module, DataLoader(numbers, 8), verbose=False)[0]
     assert found["val/mse_to_teacher"] > 0
+
+
+def test_a_self_teacher_is_refused(net: Any) -> None:
+    from kdlightning import TeacherFree
+
+    with pytest.raises(ConfigurationError, match="TeacherFree makes a teacher of the student: use SelfDistillation"):
+        OfflineDistillation(net(4, 0), TeacherFree(), task=Classification(5))

@@ -234,3 +234,9 @@ def test_a_subclass_may_own_parameters(net: Any, loader: Any, trainer: Any) -> N
     groups = {group["name"]: group["params"] for group in module.parameter_groups()}
     assert any(parameter is module.scale for parameter in groups["student"])
     trainer().fit(module, loader())
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
+    with pytest.raises(ConfigurationError, match="DML: temperature must be positive"):
+        DML(temperature)

@@ -181,7 +181,7 @@ def test_strategies_wait_for_nothing(strategy: Any, net: Any, loader: Any, train
         strategy=strategy,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.01),
     )
-    trainer(callbacks=[count], log_every_n_steps=50).fit(module, loader())
+    trainer(callbacks=[count], log_every_n_steps=50).fit(module, loader(), loader())
     assert len(count.steps) == 4
     assert [names for names in count.steps[1:] if names] == []
 
