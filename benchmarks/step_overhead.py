@@ -125,7 +125,7 @@ class Interleaver(pl.Callback):
     """
 
     def __init__(
-        self, hand: HandLoop, data: tuple[Tensor, Tensor], batch: int, blocks: int, steps: int, warmup: int
+        self, hand: Any, data: tuple[Tensor, Tensor], batch: int, blocks: int, steps: int, warmup: int
     ) -> None:
         self.hand, self.data, self.batch = hand, data, batch
         self.blocks, self.steps, self.warmup = blocks, steps, warmup
@@ -148,7 +148,8 @@ class Interleaver(pl.Callback):
     ) -> None:
         module: Any = pl_module
         if batch_idx == 0:
-            self.hooks = count_hooks(module.student), count_hooks(module.teacher.network)
+            taught = module.teacher is not None
+            self.hooks = count_hooks(module.student), count_hooks(module.teacher.network) if taught else 0
         if batch_idx < self.warmup:
             self._loss = float(self.hand.step(*batch.data))
         elif (batch_idx - self.warmup) % self.steps == 0:
@@ -222,19 +223,24 @@ def train(case: Case, batch: int, blocks: int, steps: int, warmup: int) -> Inter
     validation = ResumableLoader(ArrayData(images[:batch], labels[:batch]), batch_size=batch, shuffle=False)
     module = OfflineDistillation(student, teacher=teacher, task=Classification(CLASSES), optimizer=make_optimizer)
     features = [FeatureKD(AttentionTransfer(), dict([case.taps]), weight=FEATURE_WEIGHT)] if case.taps else []
+    fit(module, watch, features, loader, validation)
+    return watch
+
+
+def fit(module: pl.LightningModule, watch: Interleaver, callbacks: Sequence[pl.Callback], *loaders: Any) -> None:
+    """One epoch with all that `kdlightning fit` has on."""
     with tempfile.TemporaryDirectory() as folder, quiet(), redirect_stdout(sys.stderr):
         trainer = pl.Trainer(
             accelerator="cpu",
             devices=1,
             max_epochs=1,
-            callbacks=[watch, *features, History(), Progress(), BestCheckpoint(), LatestCheckpoint()],
+            callbacks=[watch, *callbacks, History(), Progress(), BestCheckpoint(), LatestCheckpoint()],
             logger=TensorBoardLogger(folder, default_hp_metric=False),
             default_root_dir=folder,
             enable_model_summary=False,
         )
         gc.collect()
-        trainer.fit(module, loader, validation)
-    return watch
+        trainer.fit(module, *loaders)
 
 
 def check(case: Case, watch: Interleaver) -> None:
