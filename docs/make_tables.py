@@ -119,6 +119,7 @@ def results() -> dict[str, str]:
         accuracy: Any = importlib.import_module("accuracy_tables")
         weights: Any = importlib.import_module("weights")
         losses: Any = importlib.import_module("losses_tables")
+        label_free: Any = importlib.import_module("label_free")
     finally:
         sys.path.remove(str(folder))
     return {
@@ -127,12 +128,13 @@ def results() -> dict[str, str]:
         "weights": weights.table(),
         "losses": losses.speed_table(),
         "verification": losses.verification_table(),
+        "label_free": label_free.table(),
     }
 
 
 PAGES = {
     "README.md": ("quickstart",),
-    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses"),
+    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses", "label_free"),
     "docs/verification.md": ("verification",),
 }
 """Which tables of results a page holds."""

@@ -204,7 +204,9 @@ class DistillDataModule(L.LightningDataModule):
             partners: whether another sample of each one's class is read too.
         """
         if partners and (self.mixup or self.cutmix):
-            raise ConfigurationError("mixup and cutmix mix classes, and a term reads partners of one class: set both to 0")
+            raise ConfigurationError(
+                "mixup and cutmix mix classes, and a term reads partners of one class: set both to 0"
+            )
         self._asked = (count, strong)
         self._asked_partners = partners
 
