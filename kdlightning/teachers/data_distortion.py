@@ -29,8 +29,9 @@ class DataDistortion(SelfTeacher):
     gradient into both. Default weights: task 1, data_distortion 1, data_distortion_mmd 0.0005.
 
     Cross-entropies and divergences are means over the views, half of their sum, as a run on labels alone has them; this
-    form was checked against public code and not against the paper's text. That code (Self-KD-Lib), whose 0.0005 is taken over, detaches the leading
-    probabilities as here, but squares the difference of two single numbers, the means over batch and features alike.
+    form was checked against public code and not against the paper's text. That code (Self-KD-Lib), whose 0.0005 is
+    taken over, detaches the leading probabilities as here, but squares the difference of two single numbers, the means
+    over batch and features alike.
 
     The views must differ, or both terms are zero (a warning says so): data without augmentation of their own want
     `strong_views: true`.

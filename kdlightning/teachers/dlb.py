@@ -26,7 +26,7 @@ class DLB(SelfTeacher):
     `dlb`: T² · (1/B) Σ_i KL(softmax(zᵒ_i/T) ‖ softmax(z_i/T)) over the samples of the last batch, where zᵒ is what the
     network said of them one step ago. The task's loss is the mean over all samples shown. The first step of a run has
     nothing to look back at; later epochs begin with the last batch of the epoch before, as in the authors' code.
-    Default weights: task 1, dlb 1 (α); α = 1 and T = 3 are quoted from the paper's CIFAR runs, the code has no defaults.
+    Default weights: task 1, dlb 1 (α). α = 1 and T = 3 are quoted from the paper's runs on CIFAR; the code has none.
 
     As in the paper half of what a step shows is the last mini-batch, in one pass, so batch norms take their statistics
     over both halves; the authors' code makes two passes. Under gradient accumulation a micro-batch is a batch: zᵒ may
