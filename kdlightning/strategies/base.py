@@ -62,6 +62,10 @@ class OnlineStrategy(nn.Module):
         """Name of the term."""
         return term_name(type(self))
 
+    def term_names(self, networks: int) -> list[str]:
+        """Names of the term of network 0, 1, …."""
+        return [self.name, *(f"{self.name}_peer{number}" for number in range(1, networks))]
+
     def make_peers(self, student: nn.Module) -> list[nn.Module]:
         """The other networks, where the strategy makes them of the student; called once, before `bind`."""
         return []
@@ -92,7 +96,7 @@ class OnlineStrategy(nn.Module):
         self, outputs: Sequence[ModelOutput], step: DistillStep, active: Callable[[str], bool]
     ) -> dict[str, Tensor]:
         """The terms whose weight is not zero at the moment, raw; by default those that `forward` computes."""
-        names = [self.name, *(f"{self.name}_peer{number}" for number in range(1, len(outputs)))]
+        names = self.term_names(len(outputs))
         if not any(active(name) for name in names):
             return {}
         losses = self(outputs, batch=step.batch, progress=step.progress)

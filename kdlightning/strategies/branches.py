@@ -13,6 +13,7 @@ from kdlightning.models.branches import make_branches
 from kdlightning.models.trunk import Trunk
 from kdlightning.strategies.base import OnlineStrategy
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 
 
 class BranchStrategy(OnlineStrategy):
@@ -62,8 +63,7 @@ class BranchStrategy(OnlineStrategy):
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
         """Refuses tasks without class probabilities, and too few networks."""
         name = type(self).__name__
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError(f"{name} compares class probabilities: it needs a task such as Classification")
+        check_class_probabilities(name, task)
         if len(networks) < self.fewest:
             raise ConfigurationError(
                 f"{name} needs at least {self.fewest} networks, the student included, not {len(networks)}: give more "

@@ -16,6 +16,7 @@ from kdlightning.models.packed import frozen_copy, network_of_rank, unpack
 from kdlightning.strategies.base import OnlineStrategy
 from kdlightning.taps import TapReader
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 
 if TYPE_CHECKING:
     from kdlightning.modules.step import DistillStep
@@ -72,10 +73,7 @@ class Codistillation(OnlineStrategy):
 
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
         """Refuses tasks without class probabilities."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError(
-                "Codistillation compares class probabilities: it needs a task such as Classification"
-            )
+        check_class_probabilities("Codistillation", task)
 
     def terms(
         self, outputs: Sequence[ModelOutput], step: DistillStep, active: Callable[[str], bool]

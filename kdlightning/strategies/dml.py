@@ -12,6 +12,7 @@ from kdlightning.losses.response.kd import kd_loss
 from kdlightning.models.output import ModelOutput
 from kdlightning.strategies.base import OnlineStrategy
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 
 if TYPE_CHECKING:
     from kdlightning.modules.step import DistillStep
@@ -44,14 +45,13 @@ class DML(OnlineStrategy):
 
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
         """Refuses tasks without class probabilities."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError("DML compares class probabilities: it needs a task such as Classification")
+        check_class_probabilities("DML", task)
 
     def terms(
         self, outputs: Sequence[ModelOutput], step: DistillStep, active: Callable[[str], bool]
     ) -> dict[str, Tensor]:
         """The terms that are wanted; in a network's turn that is one."""
-        names = [self.name, *(f"{self.name}_peer{number}" for number in range(1, len(outputs)))]
+        names = self.term_names(len(outputs))
         return {name: self.pull(number, outputs) for number, name in enumerate(names) if active(name)}
 
     def pull(self, network: int, outputs: Sequence[ModelOutput]) -> Tensor:

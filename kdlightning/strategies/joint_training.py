@@ -57,10 +57,11 @@ class JointTraining(OnlineStrategy):
         """The student's term, and the peers' if they learn too."""
         terms = {}
         student, *peers = [output.logits for output in outputs]
-        if active(self.name):
+        own, *theirs = self.term_names(len(outputs))
+        if active(own):
             target = mean_probability_logits(peers, temperature=self.temperature)
-            terms[self.name] = kd_loss(student, target, temperature=self.temperature)
-        for number, peer in enumerate(peers if self.two_way else (), start=1):
-            if active(f"{self.name}_peer{number}"):
-                terms[f"{self.name}_peer{number}"] = kd_loss(peer, student, temperature=self.temperature)
+            terms[own] = kd_loss(student, target, temperature=self.temperature)
+        for name, peer in zip(theirs, peers, strict=True) if self.two_way else ():
+            if active(name):
+                terms[name] = kd_loss(peer, student, temperature=self.temperature)
         return terms

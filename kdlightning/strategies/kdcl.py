@@ -22,6 +22,7 @@ from kdlightning.losses.response.kd import kd_loss
 from kdlightning.models.output import ModelOutput
 from kdlightning.strategies.base import OnlineStrategy
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 
 VARIANTS = ("naive", "linear", "min_logit", "general")
 
@@ -72,8 +73,7 @@ class KDCL(OnlineStrategy):
 
     def bind(self, networks: Sequence[nn.Module], task: Task) -> None:
         """Refuses tasks without one class a sample; a view for each network."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError("KDCL compares class probabilities: it needs a task such as Classification")
+        check_class_probabilities("KDCL", task)
         self.views = len(networks) if self.own_views else 1
         if self.variant == "general":
             self.register_buffer("shares", torch.full((len(networks),), 1 / len(networks)))

@@ -78,7 +78,7 @@ class ONE(BranchStrategy):
         self, outputs: Sequence[ModelOutput], step: DistillStep, active: Callable[[str], bool]
     ) -> dict[str, Tensor]:
         """The pull of each branch to the ensemble, and the ensemble's own loss."""
-        names = ["one", *(f"one_peer{number}" for number in range(1, len(outputs)))]
+        names = self.term_names(len(outputs))
         if not any(active(name) for name in (*names, "one_ensemble")):
             return {}
         together = gated_logits(self.gates(outputs), [output.logits for output in outputs])

@@ -117,6 +117,12 @@ class Task:
         return batch.target
 
 
+def check_class_probabilities(owner: str, task: Task) -> None:
+    """Raises ConfigurationError for a task whose answers are no probabilities of classes, which a method compares."""
+    if task.num_classes is None or not task.class_probabilities:
+        raise ConfigurationError(f"{owner} compares class probabilities: it needs a task such as Classification")
+
+
 def _size(inputs: Any) -> int:
     if isinstance(inputs, Tensor):
         return inputs.shape[0]

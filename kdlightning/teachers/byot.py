@@ -17,6 +17,7 @@ from kdlightning.models.output import ModelOutput
 from kdlightning.models.parts import Parts
 from kdlightning.taps import TapInfo
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 from kdlightning.teachers.base import SelfTeacher
 
 if TYPE_CHECKING:
@@ -75,8 +76,7 @@ class BYOT(SelfTeacher):
 
     def bind(self, student: nn.Module, task: Task) -> None:
         """Looks for the deepest map, unless it is named; refuses tasks without one class distribution a sample."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError("BYOT compares class probabilities: it needs a task such as Classification")
+        check_class_probabilities("BYOT", task)
         self._task = task
         if self.deepest is None:
             modules = dict(student.named_modules())

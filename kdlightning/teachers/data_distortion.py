@@ -14,6 +14,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.losses.two_views import mean_discrepancy_loss, mutual_kl_loss
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 from kdlightning.teachers.base import SelfTeacher
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ class DataDistortion(SelfTeacher):
 
     def bind(self, student: nn.Module, task: Task) -> None:
         """Refuses tasks without class probabilities."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError(
-                "DataDistortion compares class probabilities: it needs a task such as Classification"
-            )
+        check_class_probabilities("DataDistortion", task)
 
     def forward(self, batch: Batch, student_output: ModelOutput | None, *, logits: bool = True) -> ModelOutput:
         """Nothing: the terms compare the student's answers with each other."""

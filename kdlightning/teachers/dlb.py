@@ -13,6 +13,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.losses.response.kd import kd_loss
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks import Task
+from kdlightning.tasks.base import check_class_probabilities
 from kdlightning.teachers.base import SelfTeacher
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ class DLB(SelfTeacher):
 
     def bind(self, student: nn.Module, task: Task) -> None:
         """Refuses tasks without class probabilities."""
-        if task.num_classes is None or not task.class_probabilities:
-            raise ConfigurationError("DLB compares class probabilities: it needs a task such as Classification")
+        check_class_probabilities("DLB", task)
 
     def forget(self) -> None:
         """Nothing was before the first step."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,21 @@ def dense() -> Callable[..., nn.Module]:
             )
 
     return make
+
+
+class CopyAtStart(L.Callback):
+    """Keeps the networks that learn as they are when training begins: exits are built only then."""
+
+    def __init__(self) -> None:
+        self.networks: dict[str, nn.Module] = {}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.networks = copy.deepcopy(pl_module.networks)
+
+
+@pytest.fixture
+def copy_at_start() -> CopyAtStart:
+    return CopyAtStart()
 
 
 @pytest.fixture

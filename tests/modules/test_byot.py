@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,6 @@ from kdlightning.losses import rkd_loss
 
 TEMPERATURE = 2.0
 WEIGHTS = {"task": 1.0, "exits": 0.7, "byot": 0.3, "byot_hint": 0.05}
-
-
-class CopyAtStart(L.Callback):
-    """Keeps student and exits as they are when training begins."""
-
-    def __init__(self) -> None:
-        self.networks: dict[str, nn.Module] = {}
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.networks = copy.deepcopy(pl_module.networks)
 
 
 def three_stages(seed: int = 0, **options: Any) -> nn.Module:
@@ -81,10 +70,10 @@ def plain_terms(networks: dict[str, nn.Module], x: Tensor, y: Tensor) -> dict[st
 
 @pytest.mark.parametrize(("limit", "accumulate"), [(None, 1), (2, 1), (None, 3)])
 def test_a_fit_equals_a_loop_by_hand(
-    limit: int | None, accumulate: int, noisy_loader: Any, sgd: Any, trainer: Any
+    limit: int | None, accumulate: int, noisy_loader: Any, sgd: Any, trainer: Any, copy_at_start: Any
 ) -> None:
     student = three_stages()
-    start = CopyAtStart()
+    start = copy_at_start
     module = SelfDistillation(
         student, BYOT(["stages.0", "stages.1"], temperature=TEMPERATURE), task=Classification(5), optimizer=sgd
     )
@@ -136,8 +125,8 @@ def test_metrics_of_each_exit_and_of_all_together(loader: Any, trainer: Any) -> 
     assert given == {id(p) for network in module.networks.values() for p in network.parameters()}
 
 
-def test_callbacks_stand_between_exits_and_the_student(loader: Any, trainer: Any) -> None:
-    start = CopyAtStart()
+def test_callbacks_stand_between_exits_and_the_student(loader: Any, trainer: Any, copy_at_start: Any) -> None:
+    start = copy_at_start
     module = SelfDistillation(
         three_stages(),
         BYOT(["stages.0", "stages.1"]),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -26,16 +24,6 @@ from kdlightning import (
 )
 
 WEIGHTS = {"task": 1.0, "uskd": 0.5, "uskd_others": 0.2, "uskd_weak": 0.3}
-
-
-class CopyAtStart(L.Callback):
-    """Keeps student and weak head as they are when training begins."""
-
-    def __init__(self) -> None:
-        self.networks: dict[str, nn.Module] = {}
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.networks = copy.deepcopy(pl_module.networks)
 
 
 def plain_terms(networks: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -66,9 +54,9 @@ def plain_terms(networks: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 @pytest.mark.parametrize(("limit", "accumulate"), [(None, 1), (2, 1), (None, 3)])
 def test_a_fit_equals_a_loop_by_hand(
-    limit: int | None, accumulate: int, net: Any, noisy_loader: Any, sgd: Any, trainer: Any
+    limit: int | None, accumulate: int, net: Any, noisy_loader: Any, sgd: Any, trainer: Any, copy_at_start: Any
 ) -> None:
-    start = CopyAtStart()
+    start = copy_at_start
     module = SelfDistillation(
         net(4, 0), USKD("stages.0", smoothing=0.2), task=Classification(5), optimizer=sgd, weights=dict(WEIGHTS)
     )
