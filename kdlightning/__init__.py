@@ -31,6 +31,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "MultiLabel",
         "Regression",
         "Segmentation",
+        "Seq2SeqLM",
         "Task",
         "Unlabelled",
     ),

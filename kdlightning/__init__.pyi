@@ -119,6 +119,7 @@ from kdlightning.tasks import Classification as Classification
 from kdlightning.tasks import MultiLabel as MultiLabel
 from kdlightning.tasks import Regression as Regression
 from kdlightning.tasks import Segmentation as Segmentation
+from kdlightning.tasks import Seq2SeqLM as Seq2SeqLM
 from kdlightning.tasks import Task as Task
 from kdlightning.tasks import Unlabelled as Unlabelled
 from kdlightning.teachers import BYOT as BYOT

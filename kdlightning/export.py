@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError, nearest
-from kdlightning.modules.loading import built_as, load_student, plain_spec, read_checkpoint
+from kdlightning.modules.loading import built_as, load_exported, load_student, plain_spec, read_checkpoint
 
 FORMATS = ("auto", "timm", "transformers", "safetensors")
 _MARK = "kdlightning_export.json"
@@ -247,11 +247,8 @@ def _load(kind: str, folder: Path, checkpoint: str | Path, which: str, built: nn
 
         return timm.create_model(f"local-dir:{folder}", pretrained=True)
     if kind == "transformers":
-        import transformers
-
-        made = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         with _no_bars():
-            return getattr(transformers, made).from_pretrained(folder)
+            return load_exported(folder)
     import copy
 
     from safetensors.torch import load_model

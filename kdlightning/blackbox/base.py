@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
-from kdlightning.errors import ConfigurationError
+from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Capability, Request, TextGenerator, require
 from kdlightning.generation.engine import Engine, EngineResult
 from kdlightning.generation.records import Record, field_of
 from kdlightning.generation.store import CompletionStore
+from kdlightning.schedules import Weight
 
 T = TypeVar("T")
 KEPT = "kept"
@@ -69,13 +71,16 @@ class Example:
         record: number of the record that it comes from.
         prompt: what the student is given.
         label: what it learns to write, ended by its end token; empty for a prompt without a known label.
-        tag: which of a method's tasks it belongs to; empty for methods of one task.
+        tag: which of a method's tasks it belongs to, a name in its `tag_weights`; empty for methods of one task.
+        given: how the label begins without being counted: text that the student is fed as if it had written it (an
+            encoder–decoder's decoder, or behind the prompt). It is tokenised apart from the label.
     """
 
     record: int
     prompt: str
     label: str
     tag: str = ""
+    given: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,13 +131,18 @@ class BlackBoxMethod(ABC):
 
     Attributes:
         needs: what the teacher must be capable of.
-        students: names of the students that the method trains.
+        students: names of the students that the method trains, each in a fit of its own; they share the teacher's text
+            and the tokenizer. `infer` asks each by its name, as the role of a round.
+        tag_weights: weights of the method's tasks, by the tag of their examples: the loss is the sum over tags of
+            weight · the mean cross-entropy over the tag's own tokens in a batch. Empty for one task: the mean over all
+            tokens, whatever the tags.
         labels_alone: True for the baseline that asks no teacher.
         encoder_decoder: whether prompts and labels are made for encoder–decoder students.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"text"})
     students: ClassVar[tuple[str, ...]] = ("student",)
+    tag_weights: Mapping[str, Weight] = MappingProxyType({})
     labels_alone: ClassVar[bool] = False
     encoder_decoder: bool = False
 
@@ -146,11 +156,41 @@ class BlackBoxMethod(ABC):
 
     @abstractmethod
     def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
-        """The inference protocol: how the students alone answer."""
+        """The inference protocol: how the students answer without a teacher, all of them together."""
+
+    def infer_alone(
+        self, student: str, problems: Sequence[Problem], outcomes: Sequence[Outcome]
+    ) -> Rounds[list[Prediction]]:
+        """How one student of several is judged where the others are absent: its own part, on right inputs.
+
+        Its metrics are logged under its name (`val/solver_acc`), apart from those of `infer`. By default nothing is
+        asked, and nothing logged.
+
+        Args:
+            student: the student's name.
+            problems: the records.
+            outcomes: what the teacher wrote about them and was kept; nothing of the test split, of which a method
+                knows `problem.record` alone.
+        """
+        yield from ()
+        return []
 
     def prompt(self, problem: Problem) -> str:
         """What a student is given for a record of which no label is known."""
         return problem.question
+
+    def student_named(self, name: str | None) -> str:
+        """A student's name; None is the only one.
+
+        Raises:
+            ConfigurationError: there is no such student, or there are several and none is named.
+        """
+        one, names = type(self).__name__, " and ".join(self.students)
+        if name is None and len(self.students) > 1:
+            raise ConfigurationError(f"{one} trains {names}, each in a fit of its own: give BlackBoxData(student=…)")
+        if name is not None and name not in self.students:
+            raise ConfigurationError(f"{one} has no student {name!r}{nearest(name, self.students)}")
+        return self.students[0] if name is None else name
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """The protocol's metrics over a whole split: `acc` by default."""
@@ -205,10 +245,19 @@ def run_rounds(
         except StopIteration as end:
             return end.value, results
         if current.role not in generators:
-            raise ConfigurationError(f"nobody plays the {current.role!r}; there are {', '.join(sorted(generators))}")
+            raise ConfigurationError(_unplayed(current.role, generators))
+        for request in current.requests:
+            if request.answer_start:
+                require(generators[current.role], frozenset({"answer_start"}), f"the round {current.name!r}")
         engine = Engine(generators[current.role], store, progress=progress)
         results.append(engine.run(current.requests, current.name))
         answers = results[-1].answers
+
+
+def _unplayed(role: str, generators: Mapping[str, TextGenerator]) -> str:
+    option = {"teacher": "generator", "referee": "referee"}.get(role, f"earlier_students={{{role}: …}}")
+    option = option if "=" in option else f"{option}=…"
+    return f"nobody plays the {role!r}, only {', '.join(sorted(generators))}: give BlackBoxData({option})"
 
 
 def collect(
@@ -217,11 +266,22 @@ def collect(
     teacher: TextGenerator,
     store: CompletionStore | None = None,
     *,
+    others: Mapping[str, TextGenerator] | None = None,
     progress: bool = True,
 ) -> tuple[list[Outcome], list[EngineResult]]:
-    """Asks a teacher by a method: its outcomes, one for each record and sample, and what came of each round."""
+    """Asks a teacher by a method: its outcomes, one for each record and sample, and what came of each round.
+
+    Args:
+        method: the method.
+        problems: the records.
+        teacher: who plays the role "teacher".
+        store: where the answers of all roles are kept; None keeps them for this run.
+        others: who plays further roles ("referee", or a student of an earlier round), by role.
+        progress: whether to show a bar for each round.
+    """
     require(teacher, method.needs, type(method).__name__)
-    outcomes, results = run_rounds(method.collect(problems), {"teacher": teacher}, store, progress=progress)
+    players = {"teacher": teacher, **(others or {})}
+    outcomes, results = run_rounds(method.collect(problems), players, store, progress=progress)
     places = Counter((outcome.record, outcome.sample) for outcome in outcomes)
     if places and max(places.values()) > 1:
         raise RuntimeError(f"{type(method).__name__} gave two outcomes to one sample: {places.most_common(1)[0][0]}")

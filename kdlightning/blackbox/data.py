@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kdlightning.blackbox.base import BlackBoxMethod, Example, Problem, problems_from
+from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, problems_from
 from kdlightning.blackbox.sequences import LabelledSequences, PaddedBatch, TokenPair, tokenize
-from kdlightning.blackbox.teacher_text import TeacherText
+from kdlightning.blackbox.teacher_text import TeacherText, by_record
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.splits import held_out_count, stratified
 from kdlightning.errors import ConfigurationError
@@ -28,15 +28,22 @@ class BlackBoxData(DistillDataModule):
     `<store>.<method>/report.jsonl`. The test split is of records too: it is never asked about, and serves the
     method's inference protocol.
 
-    Batches have `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label. A validation batch has
-    one row a record: its first kept answer, or its question alone, which counts nowhere.
+    Batches have `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label, and in methods of several
+    tasks `tags` `(B,)`. Validation shows of each record the texts of its first kept answer, which is one row in most
+    methods, or its question alone, which counts nowhere.
+
+    A method of several students trains each in a fit of its own, over the same store: `student` says which. They share
+    the answers, the report and the tokenizer.
 
     Args:
         method: the method.
         path: a JSONL, JSON, CSV or TSV file of records, each `.gz` or not; in Python also the records themselves.
         question_field: field of the question; a dotted name looks inside objects.
         gold_field: field of the right answer.
+        student: which of the method's students learns; None is its only one.
         generator: the teacher; None takes the records' own text, from `recorded_fields`. `AnswerOnly` needs neither.
+        referee: who judges, in methods that ask a referee; recorded text has that in `recorded_fields` too.
+        earlier_students: students of an earlier round by name, in methods that ask them while they collect.
         recorded_fields: field of the recorded answer by the method's step, for example
             `{rationale: llm_rationale, answer: llm_answer}`.
         store: the file that keeps every answer of the teacher.
@@ -60,7 +67,10 @@ class BlackBoxData(DistillDataModule):
         path: str | list[dict[str, Any]] | None = None,
         question_field: str = "question",
         gold_field: str = "answer",
+        student: str | None = None,
         generator: TextGenerator | None = None,
+        referee: TextGenerator | None = None,
+        earlier_students: dict[str, TextGenerator] | None = None,
         recorded_fields: dict[str, str] | None = None,
         store: str | None = None,
         tokenizer: Any = None,
@@ -86,6 +96,7 @@ class BlackBoxData(DistillDataModule):
         if max_length < 2:
             raise ConfigurationError(f"max_length must be at least 2, got {max_length}")
         self.method = method
+        self.student = method.student_named(student)
         self.test_split = test_split
         self.max_length = max_length
         self._fields = (question_field, gold_field)
@@ -93,12 +104,27 @@ class BlackBoxData(DistillDataModule):
         self._test_records = None if test_path is None else load_records(test_path, "test_path")
         if generator is None:
             generator = RecordedGenerator(self._records, question_field, recorded_fields or {})
+            referee = generator if referee is None else referee
+        others = {method.student_named(name): one for name, one in (earlier_students or {}).items()}
+        others |= {} if referee is None else {"referee": referee}
         self.problems = self._split()
         asked = {part: self.problems[part] for part in ("train", "val")}
         self.text = TeacherText(
-            method, asked, generator, store, tokenizer, tokenizer_kind, vocab_size, max_length, progress
+            method,
+            asked,
+            generator,
+            store,
+            student=self.student,
+            others=others,
+            given_tokenizer=tokenizer,
+            tokenizer_kind=tokenizer_kind,
+            vocab_size=vocab_size,
+            max_length=max_length,
+            progress=progress,
         )
         self._tokenizer: Any = None
+        self._rows: dict[str, list[Problem | None]] = {}
+        self._kept: dict[int, list[Outcome]] = {}
 
     # -- records ---------------------------------------------------------------------------------------------------
 
@@ -123,17 +149,26 @@ class BlackBoxData(DistillDataModule):
     def _read(self, records: Sequence[Record]) -> list[Problem]:
         return problems_from(records, self.method, *self._fields)
 
-    def evaluated(self, stage: str, index: Tensor) -> list[Problem]:
-        """The records behind a batch of validation, test or prediction.
+    def evaluated(self, stage: str, index: Tensor) -> dict[int, Problem]:
+        """The records behind a batch of validation, test or prediction, by the row where each begins.
 
         Args:
             stage: "val", "test" or "predict".
             index: `Batch.index` `(B,)`.
         """
+        _ = self.sources
+        rows = self._rows[self._part(stage)]
+        return {number: problem for number in index.tolist() if (problem := rows[number]) is not None}
+
+    def kept(self, stage: str, problems: Sequence[Problem]) -> list[Outcome]:
+        """What the teacher wrote about records of a stage and was kept; nothing of the test split."""
+        found = self._kept if self._part(stage) == "val" else {}
+        return [outcome for problem in problems for outcome in found.get(problem.number, [])]
+
+    def _part(self, stage: str) -> str:
         # As the loaders choose: validation without records of its own reads test, prediction without test reads val.
         first, second = ("val", "test") if stage == "val" else ("test", "val")
-        problems = self.problems[first] or self.problems[second]
-        return [problems[number] for number in index.tolist()]
+        return first if self.problems[first] else second
 
     # -- what the Trainer asks -------------------------------------------------------------------------------------
 
@@ -173,14 +208,27 @@ class BlackBoxData(DistillDataModule):
             "val": self.text.shown("val", outcomes),
             "test": blank,
         }
+        self._rows = {part: _beginnings(parts[part], self.problems[part]) for part in ("val", "test")}
+        self._kept = by_record([outcome for outcome in outcomes if outcome.kept])
         sets = {name: self._sequences(examples) for name, examples in parts.items() if examples}
         return Sources(sets["train"], sets.get("test"), sets.get("val"))
 
     def _sequences(self, examples: Sequence[Example]) -> LabelledSequences:
-        pairs = [tokenize(each, self._tokenizer, encoder_decoder=self.method.encoder_decoder) for each in examples]
+        both, tags = self.method.encoder_decoder, tuple(self.method.tag_weights)
+        pairs = [tokenize(each, self._tokenizer, encoder_decoder=both, tags=tags) for each in examples]
         most = self.max_length
         # Only a question without a label can still be too long here; it counts nowhere.
-        return LabelledSequences([pair if len(pair) <= most else TokenPair(pair.prompt[:most], ()) for pair in pairs])
+        return LabelledSequences([pair if len(pair) <= most else _cut(pair, most) for pair in pairs])
+
+
+def _cut(pair: TokenPair, most: int) -> TokenPair:
+    return TokenPair(pair.prompt[:most], (), tag=None if pair.tag is None else -1)
+
+
+def _beginnings(examples: Sequence[Example], problems: Sequence[Problem]) -> list[Problem | None]:
+    """The record of each row that is its record's first."""
+    waiting = {problem.number: problem for problem in problems}
+    return [waiting.pop(example.record, None) for example in examples]
 
 
 def _count(option: str, split: float, total: int) -> int:

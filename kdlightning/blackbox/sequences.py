@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from kdlightning.blackbox.base import Example
+from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.transformers import prompt_tokens
 
 IGNORED = -100
@@ -24,22 +25,51 @@ class TokenPair:
     Attributes:
         prompt: tokens of the prompt, as generation gives them to the student.
         label: tokens of the label with the end token; empty without a label.
+        given: tokens before the label that are fed and not counted.
+        tag: number of the task; -1 for a prompt without a label, None in methods of one task.
     """
 
     prompt: tuple[int, ...]
     label: tuple[int, ...]
+    given: tuple[int, ...] = ()
+    tag: int | None = None
 
     def __len__(self) -> int:
-        return len(self.prompt) + len(self.label)
+        return len(self.prompt) + len(self.given) + len(self.label)
 
 
-def tokenize(example: Example, tokenizer: Any, *, encoder_decoder: bool = False) -> TokenPair:
-    """Prompt and label apart, so that the label begins where a student that is given the prompt begins."""
+def tokenize(example: Example, tokenizer: Any, *, encoder_decoder: bool = False, tags: Sequence[str] = ()) -> TokenPair:
+    """Prompt, given part and label apart, so that each begins where it begins for a student that generates.
+
+    Args:
+        example: the example.
+        tokenizer: the student's tokenizer.
+        encoder_decoder: for which kind of student.
+        tags: names of the method's tasks, in the order of their numbers; empty for one task.
+
+    Raises:
+        ConfigurationError: an example of a task that is not among them.
+    """
     prompt = prompt_tokens(tokenizer, example.prompt, keep_end=encoder_decoder)
+    given: list[int] = []
     label: list[int] = []
+    if example.given:
+        given = list(tokenizer(example.given, add_special_tokens=False)["input_ids"])
     if example.label:
         label = [*tokenizer(example.label, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    return TokenPair(tuple(prompt), tuple(label))
+    return TokenPair(tuple(prompt), tuple(label), tuple(given), _tag(example, tags))
+
+
+def _tag(example: Example, tags: Sequence[str]) -> int | None:
+    if not tags:
+        return None
+    if not example.label:
+        return -1
+    if example.tag not in tags:
+        raise ConfigurationError(
+            f"an example has the tag {example.tag!r}, which has no weight{nearest(example.tag, tags)}"
+        )
+    return list(tags).index(example.tag)
 
 
 class LabelledSequences(Dataset):
@@ -61,7 +91,8 @@ class PaddedBatch:
     """Collates examples, padded on the right to the longest.
 
     A batch has `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label. For encoder–decoders
-    `input_ids` is the prompt alone and `labels` `(B, L)` the label alone.
+    `input_ids` is the prompt alone, `labels` `(B, L)` the label, and `fed_labels` the same with what is given before
+    it. Methods of several tasks have their numbers as `tags` `(B,)` too.
 
     Args:
         pad: filling of `input_ids`.
@@ -75,15 +106,21 @@ class PaddedBatch:
     def __call__(self, pairs: Sequence[TokenPair]) -> dict[str, Tensor]:
         if self.encoder_decoder:
             inputs = [pair.prompt for pair in pairs]
-            labels = [pair.label or (IGNORED,) for pair in pairs]
+            fed = [pair.given + pair.label or (IGNORED,) for pair in pairs]
         else:
-            inputs = [pair.prompt + pair.label for pair in pairs]
-            labels = [(IGNORED,) * len(pair.prompt) + pair.label for pair in pairs]
-        return {
+            inputs = fed = [pair.prompt + pair.given + pair.label for pair in pairs]
+        uncounted = [len(row) - len(pair.label) for row, pair in zip(fed, pairs, strict=True)]
+        labels = [(IGNORED,) * count + pair.label for count, pair in zip(uncounted, pairs, strict=True)]
+        batch = {
             "input_ids": _padded(inputs, self.pad),
             "attention_mask": _padded([(1,) * len(row) for row in inputs], 0),
             "labels": _padded(labels, IGNORED),
         }
+        if self.encoder_decoder:
+            batch["fed_labels"] = _padded(fed, IGNORED)
+        if pairs[0].tag is not None:
+            batch["tags"] = torch.tensor([pair.tag for pair in pairs], dtype=torch.int64)
+        return batch
 
 
 def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Literal
@@ -25,7 +25,7 @@ TOO_LONG = "longer than max_length tokens"
 
 @dataclass
 class TeacherText:
-    """Asks a teacher by a method, and keeps the outcome in `<store>.<method>/`.
+    """Asks a teacher by a method, and keeps the outcome in `<store>.<method>/`, for all students of the method.
 
     The folder holds `report.jsonl` (one line for each answer, kept or dropped with its reason), the tokenizer if it
     was trained here, and `prepared.json`, which says what they were made from.
@@ -34,6 +34,9 @@ class TeacherText:
         method: the method.
         problems: the records that the teacher is asked about, by part: "train" and "val".
         generator: the teacher.
+        student: whose training texts are wanted; what the teacher wrote, the report and the tokenizer are those of all
+            students of the method.
+        others: who plays further roles while the teacher is asked, by role.
         store: the file of all its answers.
         given_tokenizer: the student's tokenizer, its folder or hub name, or None to train one.
         tokenizer_kind: of a trained one.
@@ -46,6 +49,8 @@ class TeacherText:
     problems: Mapping[str, Sequence[Problem]]
     generator: TextGenerator
     store: str
+    student: str = "student"
+    others: Mapping[str, TextGenerator] = field(default_factory=dict)
     given_tokenizer: Any = None
     tokenizer_kind: Literal["bpe", "characters"] = "bpe"
     vocab_size: int = 2000
@@ -74,10 +79,11 @@ class TeacherText:
         everything = {problem.number: problem for problems in self.problems.values() for problem in problems}
         parts = {problem.number: part for part, problems in self.problems.items() for problem in problems}
         with CompletionStore(self.store) as store:
+            asked = list(everything.values())
             outcomes, results = collect(
-                self.method, list(everything.values()), self.generator, store, progress=self.progress
+                self.method, asked, self.generator, store, others=self.others, progress=self.progress
             )
-        examples = self.examples("train", outcomes)
+        examples = [example for name in self.method.students for example in self.examples("train", outcomes, name)]
         if examples:
             tokenizer = self._make_tokenizer(examples)
             outcomes = [self._fitting(outcome, everything[outcome.record], tokenizer) for outcome in outcomes]
@@ -104,6 +110,7 @@ class TeacherText:
             type(self.method).__name__,
             {name: repr(value) for name, value in sorted(self.method.options.items())},
             self.generator.identity,
+            {role: other.identity for role, other in sorted(self.others.items())},
             {part: [(p.question, p.gold) for p in problems] for part, problems in self.problems.items()},
             self._tokenizer_name(),
             self.max_length,
@@ -113,7 +120,8 @@ class TeacherText:
     def _fitting(self, outcome: Outcome, problem: Problem, tokenizer: Any) -> Outcome:
         if not outcome.kept:
             return outcome
-        examples = self._of_record(problem, [outcome])
+        # An answer that is too long for one student is dropped for all of them: they learn from the same answers.
+        examples = [e for name in self.method.students for e in self._of_record(problem, [outcome], name)]
         lengths = [len(tokenize(e, tokenizer, encoder_decoder=self.method.encoder_decoder)) for e in examples]
         return outcome if max(lengths, default=0) <= self.max_length else replace(outcome, reason=TOO_LONG)
 
@@ -123,34 +131,37 @@ class TeacherText:
         """What `prepare` wrote down."""
         return read_report(self.report)
 
-    def examples(self, part: str, outcomes: Sequence[Outcome]) -> list[Example]:
-        """Training texts of all kept answers of a part."""
-        grouped = _by_record(outcomes)
+    def examples(self, part: str, outcomes: Sequence[Outcome], student: str | None = None) -> list[Example]:
+        """A student's training texts from all kept answers of a part; None is the wanted student."""
+        grouped = by_record(outcomes)
         return [
             example
             for problem in self.problems[part]
-            for example in self._of_record(problem, grouped.get(problem.number, []))
+            for example in self._of_record(problem, grouped.get(problem.number, []), student or self.student)
         ]
 
     def shown(self, part: str, outcomes: Sequence[Outcome]) -> list[Example]:
-        """One text a record: the first kept answer, or the prompt alone."""
-        grouped = _by_record(outcomes)
+        """What validation shows of each record: the texts of its first kept answer, or the prompt alone."""
+        grouped = by_record(outcomes)
         return [
-            next(
-                iter(self._of_record(problem, grouped.get(problem.number, []))),
-                Example(problem.number, self.method.prompt(problem), ""),
-            )
+            example
             for problem in self.problems[part]
+            for example in self._shown(problem, grouped.get(problem.number, []))
         ]
 
-    def _of_record(self, problem: Problem, outcomes: Sequence[Outcome]) -> list[Example]:
+    def _shown(self, problem: Problem, outcomes: Sequence[Outcome]) -> list[Example]:
+        first = [outcome for outcome in outcomes if outcome.kept][:1]
+        examples = self._of_record(problem, first, self.student)
+        # A text may need several answers together.
+        examples = examples or self._of_record(problem, outcomes, self.student)[:1]
+        return examples or [Example(problem.number, self.method.prompt(problem), "")]
+
+    def _of_record(self, problem: Problem, outcomes: Sequence[Outcome], student: str) -> list[Example]:
         by_student = self.method.examples(problem, outcomes)
-        if len(by_student) > 1:
-            names = " and ".join(by_student)
-            raise ConfigurationError(
-                f"{type(self.method).__name__} trains several students ({names}), and this is one's"
-            )
-        return [example for examples in by_student.values() for example in examples]
+        unknown = sorted(set(by_student) - set(self.method.students))
+        if unknown:
+            raise RuntimeError(f"{type(self.method).__name__} made examples of {unknown}, who are none of its students")
+        return list(by_student.get(student, []))
 
     # -- the student's tokenizer -----------------------------------------------------------------------------------
 
@@ -193,7 +204,8 @@ class TeacherText:
         return self.tokenizer()
 
 
-def _by_record(outcomes: Sequence[Outcome]) -> dict[int, list[Outcome]]:
+def by_record(outcomes: Sequence[Outcome]) -> dict[int, list[Outcome]]:
+    """Outcomes by the number of their record."""
     groups: dict[int, list[Outcome]] = {}
     for outcome in outcomes:
         groups.setdefault(outcome.record, []).append(outcome)

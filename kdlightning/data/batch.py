@@ -87,6 +87,7 @@ class Batch:
         views: inputs of the same samples under further augmentations; empty unless asked for.
         partners: inputs of another sample of each one's class; None unless asked for.
         teacher_inputs: the teacher's own inputs (tokenizer, template, resolution, context); None means `inputs`.
+        tags: number of the task that each sample belongs to `(B,)`, int64, where one student learns several; else None.
         size: number of samples.
     """
 
@@ -98,6 +99,7 @@ class Batch:
     views: tuple[Any, ...] = ()
     partners: Any = None
     teacher_inputs: Any = None
+    tags: Tensor | None = None
     size: int = 0
 
 
@@ -109,7 +111,7 @@ def join(parts: Sequence[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     fields = {}
-    for name in ("inputs", "target", "mask", "index", "view"):
+    for name in ("inputs", "target", "mask", "index", "view", "tags"):
         values = [getattr(part, name) for part in parts]
         fields[name] = None if any(value is None for value in values) else _cat(values)
     return replace(parts[0], views=(), partners=None, size=sum(part.size for part in parts), **fields)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from kdlightning.errors import ConfigurationError
 
-Capability = Literal["text", "logprobs", "logits"]
+Capability = Literal["text", "logprobs", "logits", "answer_start"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Request:
         first_sample: number of the first of them, so that a request can ask for what is missing alone.
         sampling: how tokens are chosen.
         stop: texts that end an answer and are not part of it.
+        answer_start: text that the answer is made to begin with (it is fed to the decoder of an encoder–decoder, or set
+            behind the prompt) and that is no part of the completion. Not every generator can.
         origin: where the request comes from; no part of its hash.
     """
 
@@ -91,6 +93,7 @@ class Request:
     first_sample: int = 0
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
+    answer_start: str = ""
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
@@ -128,6 +131,8 @@ class Request:
             plain["messages"] = [dict(message) for message in self.messages or ()]
         if self.stop:
             plain["stop"] = list(self.stop)
+        if self.answer_start:
+            plain["answer_start"] = self.answer_start
         return plain
 
     def key(self, identity: str = "") -> str:
@@ -185,7 +190,8 @@ class TextGenerator(ABC):
     Subclasses implement `generate`; those that wait for a server override `generate_async` instead of blocking.
 
     Attributes:
-        capabilities: what it can give: "text", "logprobs" (of the chosen tokens) or "logits" (whole distributions).
+        capabilities: what it can give: "text", "logprobs" (of the chosen tokens), "logits" (whole distributions), or an
+            answer that begins as it is told ("answer_start").
         batch_size: requests handed over in one call.
         concurrency: calls that may run at the same time.
     """

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class TransformersGenerator(TextGenerator):
         add_special_tokens: whether prompts get the tokenizer's special tokens (messages have their template's own).
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text", "logits"})
+    capabilities: frozenset[Capability] = frozenset({"text", "logits", "answer_start"})
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class TransformersGenerator(TextGenerator):
         """Decodes all samples of all requests; a prompt that is too long is a failure."""
         answers = [Answer(request) for request in requests]
         tokens = [self._tokens(request) for request in requests]
-        groups: dict[tuple[Sampling, tuple[str, ...]], list[Row]] = {}
+        groups: dict[tuple[Sampling, tuple[str, ...], str], list[Row]] = {}
         for place, request in enumerate(requests):
             room = self._room(len(tokens[place]))
             if room < 1:
@@ -78,14 +78,16 @@ class TransformersGenerator(TextGenerator):
             # Samples with less room than they were given decode apart, so that they do not cut the others short.
             sampling = replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room))
             numbers = request.numbers[:1] if sampling.greedy else request.numbers
-            group = groups.setdefault((sampling, request.stop), [])
+            # A decoder's beginnings have one length in a batch; behind a prompt they are part of it.
+            begun = request.answer_start if self.model.config.is_encoder_decoder else ""
+            group = groups.setdefault((sampling, request.stop, begun), [])
             group += [(place, number) for number in numbers]
-        for (sampling, stop), rows in groups.items():
+        for (sampling, stop, begun), rows in groups.items():
             # Prompts of like length share a batch: less padding.
             rows.sort(key=lambda row: len(tokens[row[0]]))
             for start in range(0, len(rows), self.batch_size):
                 part = rows[start : start + self.batch_size]
-                texts = self._decode([tokens[place] for place, _ in part], part, requests, sampling, stop)
+                texts = self._decode([tokens[place] for place, _ in part], part, requests, sampling, stop, begun)
                 for (place, number), completion in zip(part, texts, strict=True):
                     request = requests[place]
                     same = request.numbers if sampling.greedy else [number]
@@ -93,6 +95,14 @@ class TransformersGenerator(TextGenerator):
         return answers
 
     def _tokens(self, request: Request) -> list[int]:
+        tokens = self._prompt_tokens(request)
+        return tokens if self.model.config.is_encoder_decoder else tokens + self._start_tokens(request.answer_start)
+
+    def _start_tokens(self, text: str) -> list[int]:
+        """An answer's beginning, tokenised apart, as `Example.given` is."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+
+    def _prompt_tokens(self, request: Request) -> list[int]:
         if request.prompt is not None:
             return prompt_tokens(
                 self.tokenizer,
@@ -119,6 +129,7 @@ class TransformersGenerator(TextGenerator):
         requests: Sequence[Request],
         sampling: Sampling,
         stop: tuple[str, ...],
+        begun: str,
     ) -> list[Completion]:
         length = max(1, *(len(prompt) for prompt in prompts))
         device = next(self.model.parameters()).device
@@ -136,9 +147,13 @@ class TransformersGenerator(TextGenerator):
             pad_token_id=self._pad,
             eos_token_id=ends or None,
             bos_token_id=self.tokenizer.bos_token_id,
-            decoder_start_token_id=getattr(self.model.config, "decoder_start_token_id", None),
         )
-        start = 0 if self.model.config.is_encoder_decoder else length
+        inputs: dict[str, Tensor] = {}
+        start = length
+        if self.model.config.is_encoder_decoder:
+            first = [_decoder_start(self.model), *self._start_tokens(begun)]
+            inputs["decoder_input_ids"] = torch.tensor([first] * len(prompts), device=device)
+            start = len(first)
         processors: list[LogitsProcessor] = []
         if not sampling.greedy:
             seeds = [_seed(requests[place], number) for place, number in rows]
@@ -148,6 +163,7 @@ class TransformersGenerator(TextGenerator):
             out = self.model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
+                **inputs,
                 generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=criteria,
@@ -155,8 +171,6 @@ class TransformersGenerator(TextGenerator):
         return [self._completion(row, ends, stop) for row in out[:, start:].tolist()]
 
     def _completion(self, tokens: list[int], ends: list[int], stop: tuple[str, ...]) -> Completion:
-        if self.model.config.is_encoder_decoder:
-            tokens = tokens[1:]  # the decoder's start
         finish = "length"
         for place, token in enumerate(tokens):
             if token in ends:
@@ -246,6 +260,15 @@ def _pad_token(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     raise ConfigurationError("the tokenizer has neither a pad nor an end token: set tokenizer.pad_token")
+
+
+def _decoder_start(model: Any) -> int:
+    """The token that a decoder begins with."""
+    for settings in (model.config, getattr(model, "generation_config", None)):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            if getattr(settings, name, None) is not None:
+                return int(getattr(settings, name))
+    raise ConfigurationError(f"{type(model).__name__} has no decoder_start_token_id: give it in the model's config")
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

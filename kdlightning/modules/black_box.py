@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import nn
+from torch import Tensor, nn
 
 from kdlightning.blackbox.base import BlackBoxMethod, Prediction, run_rounds
 from kdlightning.blackbox.data import BlackBoxData
@@ -18,22 +19,36 @@ from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.transformers import TransformersGenerator
 from kdlightning.modules.base import DistillModule
+from kdlightning.modules.partners import fit_to_tokenizer, is_encoder_decoder, load_partner
+from kdlightning.modules.step import DistillStep
+from kdlightning.modules.tagged import check_tags, tag_loss
 from kdlightning.schedules import Weight
-from kdlightning.tasks import CausalLM, Task
+from kdlightning.tasks import CausalLM, Seq2SeqLM, Task
 
 
 class BlackBoxDistillation(DistillModule):
     """Black-box distillation: the student learns from the teacher's filtered text, and is judged by generating.
 
-    The one term is `task`: cross-entropy on the tokens of the labels. Validation logs `val/loss` and
-    `val/perplexity` on the kept answers, and both validation and test run the method's own inference protocol on
-    whole records: `val/acc`, `test/acc`. Test writes every prediction to `test_predictions.jsonl` in the run's folder,
-    `predict` gives the same rows.
+    The one term is `task`: cross-entropy on the tokens of the labels. A method of several tasks (`tag_weights`) has a
+    term for each instead, named after its tag: the mean over that tag's own tokens in the micro-batch, 0 without any.
+    As every term that is no sum over all counted tokens, a tag's mean counts as often as the micro-batch has counted
+    tokens; then the accumulation window is divided by all of its tokens on all ranks. So where a window is split into
+    unlike micro-batches, or over ranks, the tags' shares of each part count, and not those of the whole.
+
+    Validation logs `val/loss` and `val/perplexity` on the kept answers (over all tokens, whatever their tags), and both
+    validation and test run the method's own inference protocol on whole records: `val/acc`, `test/acc`. Test writes
+    every prediction to `test_predictions.jsonl` in the run's folder, `predict` gives the same rows.
+
+    In a method of several students the trained one plays its role, and `partners` play the others. Without all
+    partners the protocol cannot run: then the student is judged alone, as `BlackBoxMethod.infer_alone` says, under
+    names of its own (`val/solver_acc`).
 
     Args:
         student: a language model of transformers.
         method: the method; None takes the data module's. It must be the same in both places.
-        task: `CausalLM()` by default.
+        task: `CausalLM()` by default, `Seq2SeqLM()` for encoder–decoders.
+        partners: the other students of the method by name, trained before: each a checkpoint, an exported folder, or in
+            Python a network. They are never trained, and not part of this run's checkpoints.
         inference_every: epochs between two validations by the protocol; 0 leaves it to test.
         inference_records: validate the protocol on only so many records (of each process); all by default.
         inference_batch_size: records that generate together; the loader's batch by default.
@@ -49,6 +64,7 @@ class BlackBoxDistillation(DistillModule):
         method: BlackBoxMethod | None = None,
         *,
         task: Task | None = None,
+        partners: dict[str, Any] | None = None,
         inference_every: int = 1,
         inference_records: int | None = None,
         inference_batch_size: int | None = None,
@@ -59,7 +75,7 @@ class BlackBoxDistillation(DistillModule):
     ) -> None:
         super().__init__(
             student,
-            task=CausalLM() if task is None else task,
+            task=task or (Seq2SeqLM() if is_encoder_decoder(student) else CausalLM()),
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             lr_interval=lr_interval,
@@ -71,15 +87,18 @@ class BlackBoxDistillation(DistillModule):
             raise ConfigurationError(
                 f"BlackBoxDistillation: {type(student).__name__} has no generate(); use a transformers model"
             )
-        if isinstance(self.task, CausalLM) and getattr(getattr(student, "config", None), "is_encoder_decoder", False):
+        if isinstance(self.task, CausalLM) and isinstance(self.task, Seq2SeqLM) != is_encoder_decoder(student):
             raise ConfigurationError(
-                "CausalLM is for decoder-only students: give an encoder–decoder's task, or a decoder"
+                "CausalLM is for decoder-only students, Seq2SeqLM for encoder–decoders: leave task out"
             )
         self.method = method
+        self._given_partners = dict(partners or {})
+        self._partners: dict[str, nn.Module] = {}
         self.inference_every = inference_every
         self.inference_records = inference_records
         self.inference_batch_size = inference_batch_size
         self._predictions: list[Prediction] = []
+        self._inferred = 0
 
     @property
     def labels_alone(self) -> bool:
@@ -101,31 +120,40 @@ class BlackBoxDistillation(DistillModule):
             self.method = data.method
         elif self.method != data.method:
             raise ConfigurationError("the module and BlackBoxData have different methods: leave the module's out")
-        config: Any = self.student.config
-        if self.method.encoder_decoder != bool(config.is_encoder_decoder):
-            raise ConfigurationError(
-                f"{type(self.method).__name__}: student_kind does not fit {type(self.student).__name__}; "
-                "it is decoder_only or encoder_decoder"
-            )
-        self._fit_to_tokenizer(data.tokenizer)
+        check_tags(type(self.method).__name__, self.method.tag_weights, self._given_weights)
+        self._load_partners(self.method, data.student)
+        for name, network in {data.student: self.student, **self._partners}.items():
+            if self.method.encoder_decoder != is_encoder_decoder(network):
+                raise ConfigurationError(
+                    f"{type(self.method).__name__}: student_kind does not fit {type(network).__name__}; "
+                    "it is decoder_only or encoder_decoder"
+                )
+            fit_to_tokenizer(network, data.tokenizer, name)
         super().setup(stage)
 
-    def _fit_to_tokenizer(self, tokenizer: Any) -> None:
-        student: Any = self.student
-        rows = student.get_input_embeddings().num_embeddings
-        if len(tokenizer) > rows:
-            raise ConfigurationError(
-                f"the tokenizer has {len(tokenizer)} tokens and the student's embedding {rows} rows: "
-                "raise its vocab_size, or lower that of the data"
-            )
-        settings = getattr(student, "generation_config", None)
-        ends = getattr(settings, "eos_token_id", None)
-        if settings is not None and tokenizer.eos_token_id not in (ends if isinstance(ends, list) else [ends]):
-            # A configuration's default names a token that means something else here, and would end answers early.
-            for target in (settings, student.config):
-                target.eos_token_id = tokenizer.eos_token_id
-                target.bos_token_id = tokenizer.bos_token_id
-                target.pad_token_id = tokenizer.pad_token_id
+    def _load_partners(self, method: BlackBoxMethod, own: str) -> None:
+        for name, source in self._given_partners.items():
+            if method.student_named(name) == own:
+                raise ConfigurationError(f"partners: {name!r} is the student of this run; leave it out")
+            if name not in self._partners:
+                self._partners[name] = load_partner(source, self.student)
+
+    # -- tasks of one student --------------------------------------------------------------------------------------
+
+    def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:
+        """`task`, or a term for each of the method's tasks."""
+        tags = self._tags()
+        if not tags:
+            return super().mode_terms(step)
+        active = {number: tag for number, tag in enumerate(tags) if self.is_active(tag, step)}
+        return {tag: tag_loss(self.task, step, number) for number, tag in active.items()}
+
+    def term_defaults(self) -> Mapping[str, Weight]:
+        """The method's weights of its tasks."""
+        return {**super().term_defaults(), **self._tags()}
+
+    def _tags(self) -> Mapping[str, Weight]:
+        return {} if self.method is None else self.method.tag_weights
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -136,7 +164,7 @@ class BlackBoxDistillation(DistillModule):
         if self._validates_protocol():
             left = None
             if self.inference_records is not None:
-                left = self.inference_records - len(self._predictions)
+                left = self.inference_records - self._inferred
             self._predictions += self._infer(batch, "val", left)
 
     def _validates_protocol(self) -> bool:
@@ -157,22 +185,35 @@ class BlackBoxDistillation(DistillModule):
         batch = self.task.batch(raw)
         assert batch.index is not None
         predictions = self._infer(batch, "predict")
-        return [
-            {"index": number, **asdict(prediction)}
-            for number, prediction in zip(batch.index.tolist(), predictions, strict=True)
-        ]
+        rows = {problem.number: row for row, problem in self.data.evaluated("predict", batch.index).items()}
+        return [{"index": rows[prediction.record], **asdict(prediction)} for prediction in predictions]
 
     def _infer(self, batch: Batch, stage: str, most: int | None = None) -> list[Prediction]:
         if self.method is None or batch.index is None:
             raise ConfigurationError("BlackBoxDistillation needs the sample numbers that BlackBoxData's loaders give")
-        problems = self.data.evaluated(stage, batch.index)
+        data = self.data
+        problems = list(data.evaluated(stage, batch.index).values())
         problems = problems if most is None else problems[: max(0, most)]
         if not problems:
             return []
+        self._inferred += len(problems)
         size = self.inference_batch_size or len(problems)
-        generator = TransformersGenerator(self.student, self.data.tokenizer, size, name="student")
-        predictions, _ = run_rounds(self.method.infer(problems), {"student": generator}, progress=False)
+        players = {
+            name: TransformersGenerator(network.to(self.device), data.tokenizer, size, name=name)
+            for name, network in {data.student: self.student, **self._partners}.items()
+        }
+        if self._is_alone:
+            rounds = self.method.infer_alone(data.student, problems, data.kept(stage, problems))
+        else:
+            rounds = self.method.infer(problems)
+        predictions, _ = run_rounds(rounds, players, progress=False)
         return predictions
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether another student is missing, which the protocol needs."""
+        assert self.method is not None
+        return bool(set(self.method.students) - {self.data.student, *self._partners})
 
     def on_validation_epoch_end(self) -> None:
         """Logs `val/…`."""
@@ -189,11 +230,13 @@ class BlackBoxDistillation(DistillModule):
 
     def _report_protocol(self, stage: str) -> list[Prediction]:
         predictions, self._predictions = self._gathered(self._predictions), []
+        self._inferred = 0
         if predictions and not self.trainer.sanity_checking:
             assert self.method is not None
             values = self.method.metrics(predictions)
             # Every rank has all predictions: the mean over ranks changes nothing, and Lightning asks for one.
-            named = {f"{stage}/{name}": value for name, value in values.items()}
+            prefix = f"{self.data.student}_" if self._is_alone else ""
+            named = {f"{stage}/{prefix}{name}": value for name, value in values.items()}
             self.log_dict(named, sync_dist=self.trainer.world_size > 1)
         return predictions
 

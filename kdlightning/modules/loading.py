@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,18 @@ def _without_files(spec: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping) and "class_path" in value:
             options[name] = _without_files(plain_spec(value))
     return {**spec, "init_args": options}
+
+
+def load_exported(folder: str | Path) -> nn.Module:
+    """The student in a folder that `kdlightning export` (or transformers) wrote, in evaluation mode.
+
+    Raises:
+        ConfigurationError: it is no folder of a transformers model.
+    """
+    import transformers
+
+    try:
+        made = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+        return getattr(transformers, made).from_pretrained(folder).eval()
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ConfigurationError(f"{folder} is no folder of a transformers model, as export writes it") from error

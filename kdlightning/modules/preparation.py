@@ -21,6 +21,7 @@ from kdlightning.losses.base import LossContext
 from kdlightning.models.parts import Parts
 from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
 from kdlightning.modules.weights import merge_weights
+from kdlightning.schedules import Weight
 from kdlightning.taps import TapReader
 from kdlightning.taps.native import head_agrees
 from kdlightning.taps.reader import untouched
@@ -139,7 +140,7 @@ class PreparationMixin:
 
     def all_weights(self: DistillModule) -> dict[str, Any]:  # type: ignore[misc]
         """Weights of all terms known now."""
-        known: dict[str, float] = {"task": 1.0}
+        known: dict[str, Weight] = {"task": 1.0}
         for spec in self._declared:
             known["task"] = spec.defaults.get("task", known["task"])
         known |= self.term_defaults()
@@ -155,7 +156,7 @@ class PreparationMixin:
             weights[key] = self._given_weights.get(key, weights[spec.name])
         return weights
 
-    def term_defaults(self: DistillModule) -> Mapping[str, float]:  # type: ignore[misc]
+    def term_defaults(self: DistillModule) -> Mapping[str, Weight]:  # type: ignore[misc]
         """Default weights of the mode's own terms."""
         if self.response is None or self.teacher is None:
             return {}

@@ -10,7 +10,7 @@ from kdlightning.schedules import Weight
 
 
 def merge_weights(
-    defaults: Mapping[str, float],
+    defaults: Mapping[str, Weight],
     specs: Iterable[TermSpec],
     given: Mapping[str, Weight],
     *,

@@ -6,6 +6,16 @@ from kdlightning.tasks.classification import Classification
 from kdlightning.tasks.multi_label import MultiLabel
 from kdlightning.tasks.regression import Regression
 from kdlightning.tasks.segmentation import Segmentation
+from kdlightning.tasks.seq2seq_lm import Seq2SeqLM
 from kdlightning.tasks.unlabelled import Unlabelled
 
-__all__ = ["CausalLM", "Classification", "MultiLabel", "Regression", "Segmentation", "Task", "Unlabelled"]
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "MultiLabel",
+    "Regression",
+    "Segmentation",
+    "Seq2SeqLM",
+    "Task",
+    "Unlabelled",
+]

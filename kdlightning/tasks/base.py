@@ -17,8 +17,8 @@ from kdlightning.models.output import ModelOutput
 class Task:
     """Base of all tasks: reads a loader's batch, gives the hard-label loss, the metrics and the prediction.
 
-    A loader may yield `(x, y)`, `x` alone, a mapping with `labels` (as transformers collates it), a `Batch`, or any of
-    these inside a `LoadedBatch`.
+    A loader may yield `(x, y)`, `x` alone, a mapping with `labels` (as transformers collates it) and perhaps `tags`, a
+    `Batch`, or any of these inside a `LoadedBatch`.
 
     Attributes:
         monitor: the metric by which the best checkpoint is chosen.
@@ -54,12 +54,13 @@ class Task:
             partners = None if raw.partners is None else self.batch(raw.partners).inputs
             return replace(inner, index=raw.index, view=raw.view, views=views, partners=partners)
         inputs, target = self.split(raw)
-        return Batch(inputs, target, mask=self.mask(inputs, target), size=_size(inputs))
+        tags = raw.get("tags") if isinstance(raw, Mapping) else None
+        return Batch(inputs, target, mask=self.mask(inputs, target), tags=tags, size=_size(inputs))
 
     def split(self, raw: Any) -> tuple[Any, Any]:
         """Inputs and target of a bare batch."""
         if isinstance(raw, Mapping):
-            inputs = {name: value for name, value in raw.items() if name not in ("labels", "label")}
+            inputs = {name: value for name, value in raw.items() if name not in ("labels", "label", "tags")}
             target = raw.get("labels", raw.get("label"))
             return inputs, target
         if isinstance(raw, (tuple, list)) and len(raw) == 2:

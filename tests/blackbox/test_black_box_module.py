@@ -23,6 +23,7 @@ from kdlightning.generation.transformers import TransformersGenerator
 from kdlightning.models import transformers_model
 from kdlightning.modules.black_box import BlackBoxDistillation
 from kdlightning.modules.loading import load_student
+from kdlightning.tasks import CausalLM, Seq2SeqLM
 
 FIELDS = {"rationale": "why", "answer": "said"}
 
@@ -213,7 +214,9 @@ def test_wrong_students_and_data_are_refused(trainer: Any) -> None:
         config={"vocab_size": 50, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2},
     )
     with pytest.raises(ConfigurationError, match="CausalLM is for decoder-only students"):
-        BlackBoxDistillation(t5)
+        BlackBoxDistillation(t5, task=CausalLM())
+    with pytest.raises(ConfigurationError, match="Seq2SeqLM for encoder–decoders"):
+        BlackBoxDistillation(make_student(), task=Seq2SeqLM())
     with pytest.raises(ConfigurationError, match="inference_every"):
         BlackBoxDistillation(make_student(), inference_every=-1)
     module: LightningModule = BlackBoxDistillation(make_student())

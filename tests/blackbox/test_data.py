@@ -121,13 +121,13 @@ def test_validation_has_one_row_a_record_and_test_has_none_counted(make: Make) -
     data.prepare_data()
     kept = {row["record"] for row in rows(data) if row["kept"]}
     (val,) = list(data.val_dataloader())
-    problems = data.evaluated("val", val.index)
+    problems = list(data.evaluated("val", val.index).values())
     counted = (val.data["labels"] != -100).any(dim=1).tolist()
     assert counted == [problem.number in kept for problem in problems]
     (test,) = list(data.test_dataloader())
     assert (test.data["labels"] == -100).all()
-    assert [p.number for p in data.evaluated("test", test.index)] == [p.number for p in data.problems["test"]]
-    assert data.evaluated("predict", test.index) == data.problems["test"]
+    assert data.evaluated("test", test.index) == dict(enumerate(data.problems["test"]))
+    assert data.evaluated("predict", test.index) == data.evaluated("test", test.index)
 
 
 def test_prompts_fit_what_the_student_is_asked(make: Make) -> None:
@@ -204,7 +204,7 @@ def test_without_validation_records_the_test_split_is_shown(make: Make) -> None:
     data = make(val_split=0)
     assert data.validates_on_test
     (first, *_) = list(data.val_dataloader())
-    assert data.evaluated("val", first.index) == data.problems["test"][: len(first.index)]
+    assert list(data.evaluated("val", first.index).values()) == data.problems["test"][: len(first.index)]
 
 
 def test_a_tokenizer_of_ones_own_is_used(make: Make, tmp_path: Path) -> None:
