@@ -88,7 +88,8 @@ class TeacherText:
             tokenizer = self._make_tokenizer(examples)
             outcomes = [self._fitting(outcome, everything[outcome.record], tokenizer) for outcome in outcomes]
         write_report(self.report, outcomes, everything, parts)
-        if not self.examples("train", outcomes):
+        self.method.write_products(self.folder, asked, outcomes)
+        if not (self.examples("train", outcomes) if self.method.students else any(each.kept for each in outcomes)):
             details = [f" ({outcome.detail})" for outcome in outcomes if outcome.detail][:1]
             raise ConfigurationError(f"nothing to train on: {summary(outcomes)}{''.join(details)}; see {self.report}")
         write_whole(self.folder / "prepared.json", json.dumps({"digest": self._digest()}))
@@ -150,14 +151,14 @@ class TeacherText:
         ]
 
     def _shown(self, problem: Problem, outcomes: Sequence[Outcome]) -> list[Example]:
-        first = [outcome for outcome in outcomes if outcome.kept][:1]
-        examples = self._of_record(problem, first, self.student)
+        first = next((outcome for outcome in outcomes if outcome.kept), None)
+        examples = [] if first is None else self._of_record(problem, [first], self.student)
         # A text may need several answers together.
         examples = examples or self._of_record(problem, outcomes, self.student)[:1]
         return examples or [Example(problem.number, self.method.prompt(problem), "")]
 
     def _of_record(self, problem: Problem, outcomes: Sequence[Outcome], student: str) -> list[Example]:
-        by_student = self.method.examples(problem, outcomes)
+        by_student = self.method.examples(problem, [outcome for outcome in outcomes if outcome.kept])
         unknown = sorted(set(by_student) - set(self.method.students))
         if unknown:
             raise RuntimeError(f"{type(self.method).__name__} made examples of {unknown}, who are none of its students")
