@@ -104,6 +104,8 @@ def started_from(model: nn.Module, checkpoint: str, key_map: dict[str, str | Non
 def _check_options(defaults: Any, given: dict[str, Any]) -> None:
     """transformers keeps options that its configuration has not, and builds the model without them."""
     known = [name for name in dir(defaults) if not name.startswith("_")]
+    # An encoder–decoder reads this one, and has no default for it.
+    known += ["decoder_start_token_id"] if defaults.is_encoder_decoder else []
     for name in given:
         if name not in known and name not in ("attn_implementation", "dtype", "torch_dtype"):
             raise ConfigurationError(f"{type(defaults).__name__} has no option {name!r}{nearest(name, known)}")

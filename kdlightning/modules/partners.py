@@ -55,6 +55,6 @@ def fit_to_tokenizer(network: Any, tokenizer: Any, name: str) -> None:
             target.eos_token_id = tokenizer.eos_token_id
             target.bos_token_id = tokenizer.bos_token_id
             target.pad_token_id = tokenizer.pad_token_id
-    if is_encoder_decoder(network) and network.config.decoder_start_token_id is None:
+    if is_encoder_decoder(network) and getattr(network.config, "decoder_start_token_id", None) is None:
         for target in filter(None, (settings, network.config)):
             target.decoder_start_token_id = tokenizer.pad_token_id

@@ -47,7 +47,9 @@ class Chain(BlackBoxMethod):
         if self.referee:
             judged = yield Round("Judging", [Request(o.texts["hint"]) for o in outcomes], role="referee")
             good = [answer.texts == ["good"] for answer in judged]
-            outcomes = [Outcome(o.record, 0, KEPT if ok else "poor", o.texts) for o, ok in zip(outcomes, good)]
+            outcomes = [
+                Outcome(o.record, 0, KEPT if ok else "poor", o.texts) for o, ok in zip(outcomes, good, strict=True)
+            ]
         return outcomes
 
     def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
@@ -122,7 +124,8 @@ def test_each_student_gets_its_own_texts_from_one_report_and_tokenizer(tmp_path:
     asker.setup("fit")
     before = asker.report.stat().st_mtime_ns
     solver.setup("fit")
-    assert solver.report == asker.report and solver.report.stat().st_mtime_ns == before
+    assert solver.report == asker.report
+    assert solver.report.stat().st_mtime_ns == before
     texts = {}
     for name, data in (("asker", asker), ("solver", solver)):
         pairs = data.sources.train.pairs
@@ -203,7 +206,8 @@ def test_a_partner_is_never_trained_nor_saved(trainer: Any, tmp_path: Path) -> N
     run.fit(module, datamodule=make_data(tmp_path))
     assert "val/acc" in run.callback_metrics
     assert all(torch.equal(value, before[name]) for name, value in partner.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in partner.parameters()) and not partner.training
+    assert not any(parameter.requires_grad for parameter in partner.parameters())
+    assert not partner.training
     assert all(name.startswith("student.") for name in module.state_dict())
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == set(module.state_dict())
@@ -274,7 +278,10 @@ def test_students_of_an_earlier_round_can_be_asked(tmp_path: Path) -> None:
     class Imitates(Chain):
         def collect(self, problems: Sequence[Problem]) -> Rounds[list[Outcome]]:
             tried = yield Round("Trying", [Request(p.question) for p in problems], role="solver")
-            return [Outcome(p.number, 0, KEPT, {"hint": a.texts[0], "sum": ""}) for p, a in zip(problems, tried)]
+            return [
+                Outcome(p.number, 0, KEPT, {"hint": a.texts[0], "sum": ""})
+                for p, a in zip(problems, tried, strict=True)
+            ]
 
     earlier = RecordedGenerator([{"prompt": r["question"], "answer": "mine"} for r in RECORDS])
     data = make_data(tmp_path, method=Imitates(), earlier_students={"solver": earlier})

@@ -89,7 +89,8 @@ class Watched(BlackBoxDistillation):
 def plain_losses(student: Any, batch: dict[str, Tensor], tags: int) -> tuple[list[Tensor], int]:
     """Each tag's mean over its tokens, one row and one token after the other; and the number of all tokens."""
     sums, counts = [torch.zeros((), dtype=torch.float64) for _ in range(tags)], [0] * tags
-    for ids, mask, labels, tag in zip(*(batch[n] for n in ("input_ids", "attention_mask", "labels", "tags"))):
+    columns = [batch[name] for name in ("input_ids", "attention_mask", "labels", "tags")]
+    for ids, mask, labels, tag in zip(*columns, strict=True):
         length = int(mask.sum())
         log_probs = student(ids[None, :length]).logits[0].log_softmax(-1)
         for place in range(1, length):

@@ -184,3 +184,33 @@ def test_prompt_tokens_never_end_a_continuation() -> None:
 
     assert prompt_tokens(Adding(), "ab", keep_end=False) == [5, 6]
     assert prompt_tokens(Adding(), "ab", keep_end=True) == [5, 6, 1]
+
+
+def test_a_causal_answer_goes_on_from_its_beginning(model: Any, tokenizer: Any) -> None:
+    generator = TransformersGenerator(model, tokenizer, batch_size=3)
+    sampling = Sampling(max_tokens=6)
+    begun = [Request("one", answer_start=" two", sampling=sampling), Request("three", sampling=sampling)]
+    whole = [Request("one two", sampling=sampling), Request("three", sampling=sampling)]
+    assert [a.texts for a in generator.generate(begun)] == [a.texts for a in generator.generate(whole)]
+
+
+def test_an_encoder_decoders_answer_goes_on_from_its_beginning(encoder_decoder: Any, tokenizer: Any) -> None:
+    generator = TransformersGenerator(encoder_decoder, tokenizer, batch_size=3)
+    sampling = Sampling(max_tokens=5)
+    starts = ["", "ab", "ab", "xyz"]
+    requests = [Request(f"question {n}", answer_start=start, sampling=sampling) for n, start in enumerate(starts)]
+    for request, answer in zip(requests, generator.generate(requests), strict=True):
+        tokens = [encoder_decoder.config.decoder_start_token_id]
+        tokens += tokenizer(request.answer_start, add_special_tokens=False)["input_ids"]
+        begun, prompt = len(tokens), torch.tensor([generator._tokens(request)])
+        while len(tokens) < begun + 5 and tokens[-1] != tokenizer.eos_token_id:
+            logits = encoder_decoder(input_ids=prompt, decoder_input_ids=torch.tensor([tokens])).logits
+            tokens.append(int(logits[0, -1].argmax()))
+        written = [token for token in tokens[begun:] if token != tokenizer.eos_token_id]
+        assert answer.texts == [tokenizer.decode(written, skip_special_tokens=True)]
+
+
+def test_a_beginning_is_part_of_the_request() -> None:
+    assert Request("a").key() == Request("a", answer_start="").key()
+    assert Request("a").key() != Request("a", answer_start="b").key()
+    assert Request("a", answer_start="b").only(1, 2).answer_start == "b"
