@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.generation.usage import Usage, estimated_tokens
 
 Capability = Literal["text", "logprobs", "logits", "answer_start"]
 
@@ -72,6 +74,24 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """A second context, in which an answer's tokens are to be less plausible than in the first.
+
+    Attributes:
+        prompt: the context.
+        weight: w in log P(token | request's prompt) + w · (log P(token | request's prompt) − log P(token | this one)),
+            by which tokens are chosen.
+    """
+
+    prompt: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigurationError(f"the weight of a contrast is {self.weight}: give a number above 0")
+
+
+@dataclass(frozen=True)
 class Request:
     """One question to a generator, as plain data.
 
@@ -84,6 +104,9 @@ class Request:
         stop: texts that end an answer and are not part of it.
         answer_start: text that the answer is made to begin with (it is fed to the decoder of an encoder–decoder, or set
             behind the prompt) and that is no part of the completion. Not every generator can.
+        contrast: a second prompt that the answer is to be told from; only generators that give "logits" can.
+        options: texts of which the generator is to say how likely each is behind the prompt, instead of an answer of
+            its own; `option_scores` reads what it says. Only generators that give "logits" can.
         origin: where the request comes from; no part of its hash.
     """
 
@@ -94,11 +117,15 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     answer_start: str = ""
+    contrast: Contrast | None = None
+    options: tuple[str, ...] = ()
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.messages is None):
             raise ConfigurationError("a request has either a prompt or messages")
+        if self.contrast is not None and self.prompt is None:
+            raise ConfigurationError("a request with a contrast has a prompt, not messages")
         if self.samples < 1 or self.first_sample < 0:
             raise ConfigurationError(f"a request asks for {self.samples} samples from {self.first_sample} on")
         for message in self.messages or ():
@@ -106,7 +133,10 @@ class Request:
                 raise ConfigurationError(f"a message has a role and a content, and this one has {sorted(message)}")
         if isinstance(self.stop, str) or "" in self.stop:
             raise ConfigurationError("stop is a list of texts, none of them empty")
+        if isinstance(self.options, str) or "" in self.options:
+            raise ConfigurationError("options is a list of texts, none of them empty")
         object.__setattr__(self, "stop", tuple(self.stop))
+        object.__setattr__(self, "options", tuple(self.options))
 
     @property
     def numbers(self) -> range:
@@ -117,6 +147,12 @@ class Request:
     def text(self) -> str:
         """The prompt, or the last message."""
         return self.prompt if self.prompt is not None else str((self.messages or [{"content": ""}])[-1]["content"])
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What a generator must be capable of beside text."""
+        found: set[Capability] = {"answer_start"} if self.answer_start else set()
+        return frozenset({*found, "logits"} if self.contrast is not None or self.options else found)
 
     def only(self, first_sample: int, samples: int) -> Request:
         """The same request for other samples."""
@@ -133,6 +169,10 @@ class Request:
             plain["stop"] = list(self.stop)
         if self.answer_start:
             plain["answer_start"] = self.answer_start
+        if self.contrast is not None:
+            plain["contrast"] = {"prompt": self.contrast.prompt, "weight": float(self.contrast.weight)}
+        if self.options:
+            plain["options"] = list(self.options)
         return plain
 
     def key(self, identity: str = "") -> str:
@@ -147,16 +187,33 @@ class Request:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """A token of an answer and how probable it was.
+
+    Attributes:
+        token: its text.
+        logprob: natural logarithm of its probability.
+        top: the most probable tokens in its place, as pairs of text and log-probability; none unless asked for.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Completion:
     """One answer.
 
     Attributes:
         text: the text, without the prompt and without the stop text.
         finish: why it ended: "stop" (by itself or at a stop text) or "length" (at max_tokens).
+        logprobs: its tokens, from generators that give "logprobs"; None otherwise.
     """
 
     text: str
     finish: str = "stop"
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 @dataclass
@@ -167,11 +224,13 @@ class Answer:
         request: the request.
         completions: answers by sample number.
         failures: one sentence for each sample that was not answered.
+        usage: what samples cost, by number, from generators that know; a request's own cost is with one of its samples.
     """
 
     request: Request
     completions: dict[int, Completion] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    usage: dict[int, Usage] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -184,6 +243,33 @@ class Answer:
         return cls(request, failures=dict.fromkeys(request.numbers, reason))
 
 
+def option_scores(answer: Answer) -> dict[str, float]:
+    """The mean negative log-likelihood a token of each of a request's `options`; empty if it failed."""
+    if 0 not in answer.completions:
+        return {}
+    return dict(zip(answer.request.options, json.loads(answer.completions[0].text), strict=True))
+
+
+class UnavailableError(Exception):
+    """An attempt that brought no answer, and that may bring one later.
+
+    Args:
+        reason: one sentence.
+        retry_after: seconds that the server asks to wait; None if it does not say.
+        usage: what the attempt cost all the same.
+        gone: whether nothing can be reached any more, so that after the last retry the run ends.
+    """
+
+    def __init__(
+        self, reason: str, retry_after: float | None = None, usage: Usage | None = None, *, gone: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after = retry_after
+        self.usage = Usage(requests=1) if usage is None else usage
+        self.gone = gone
+
+
 class TextGenerator(ABC):
     """Base of all generators: teachers, referees and students that answer in text.
 
@@ -194,11 +280,21 @@ class TextGenerator(ABC):
             answer that begins as it is told ("answer_start").
         batch_size: requests handed over in one call.
         concurrency: calls that may run at the same time.
+        retries: further attempts that the engine makes after an `UnavailableError`.
+        first_wait: seconds before the first of them, doubled for each further one, where the server asks for no wait.
+        samples_per_call: most samples that one call brings; None is no limit.
+        price_per_million_input: dollars for a million tokens sent.
+        price_per_million_output: dollars for a million tokens that come back.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text"})
+    capabilities: frozenset[Capability] = frozenset({"text"})
     batch_size: int = 1
     concurrency: int = 1
+    retries: int = 0
+    first_wait: float = 0.5
+    samples_per_call: int | None = None
+    price_per_million_input: float = 0.0
+    price_per_million_output: float = 0.0
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -215,12 +311,38 @@ class TextGenerator(ABC):
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers each request, in the order of the requests.
 
-        A sample that could not be answered is listed in `Answer.failures`; an exception ends the run.
+        A sample that could not be answered is listed in `Answer.failures`, and one that is not mentioned is asked again
+        by a further request. An exception ends the run, except `UnavailableError`, after which the engine tries again.
         """
 
     async def generate_async(self, requests: Sequence[Request]) -> list[Answer]:
         """The same for the engine, without blocking its loop."""
         return await asyncio.to_thread(self.generate, requests)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """Around all calls of a run, in its event loop: for connections."""
+        yield
+
+    def count_tokens(self, text: str) -> int:
+        """A text's tokens, for estimates and budgets: a quarter of its characters unless a generator knows better."""
+        return estimated_tokens(text)
+
+    def priced(self, usage: Usage) -> Usage:
+        """The same usage with its price."""
+        sent, back = usage.prompt_tokens, usage.completion_tokens
+        money = (sent * self.price_per_million_input + back * self.price_per_million_output) / 1e6
+        return replace(usage, money=money)
+
+    def most(self, request: Request) -> Usage:
+        """The most that a request costs: its prompt, and `max_tokens` for each sample (greedy ones are one)."""
+        back = request.sampling.max_tokens * (1 if request.sampling.greedy else request.samples)
+        return self.priced(Usage(1, self.prompt_tokens(request), back, estimated=True))
+
+    def prompt_tokens(self, request: Request) -> int:
+        """Estimated tokens of a request's prompt or messages."""
+        texts = [request.prompt] if request.prompt is not None else [m["content"] for m in request.messages or ()]
+        return sum(self.count_tokens(text) for text in [*texts, request.answer_start])
 
 
 def require(generator: TextGenerator, capabilities: frozenset[Capability], what: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
 
-from kdlightning.generation.base import Answer, Completion, Request, TextGenerator
+from kdlightning.errors import ConfigurationError
+from kdlightning.generation.base import Answer, Request, TextGenerator
+from kdlightning.generation.budget import Budget, BudgetSpentError, Estimate
+from kdlightning.generation.dispatch import Dispatcher
+from kdlightning.generation.jobs import Job, calls_of, jobs_of, select
+from kdlightning.generation.loops import run_to_end
 from kdlightning.generation.progress import ProgressDisplay
 from kdlightning.generation.store import CompletionStore
+from kdlightning.generation.usage import Usage
 
 
 @dataclass
@@ -36,27 +41,27 @@ class EngineResult:
         answers: one for each request, in their order.
         asked: samples that the generator was asked for.
         reused: samples that the store had.
+        retried: further attempts after such as brought nothing.
         failures: samples that were not answered; asking again starts with these.
+        usage: what this run cost; tokens are counted where the generator tells them, or a budget asks for them.
+        title: what the run was called.
     """
 
     answers: list[Answer] = field(default_factory=list)
     asked: int = 0
     reused: int = 0
+    retried: int = 0
     failures: list[Failure] = field(default_factory=list)
+    usage: Usage = field(default_factory=Usage)
+    title: str = ""
 
     def __str__(self) -> str:
         text = f"{self.asked} asked, {self.reused} from the store, {len(self.failures)} failed"
-        shown = [f"  {failure.reason}" for failure in self.failures[:10]]
-        more = [f"  … and {len(self.failures) - 10} more"] if len(self.failures) > 10 else []
+        text += f"; {self.usage}" if self.usage.tokens else ""
+        reasons = Counter(failure.reason for failure in self.failures)
+        shown = [f"  {reason}{f' ({count} times)' if count > 1 else ''}" for reason, count in reasons.most_common(10)]
+        more = [f"  … and {len(reasons) - 10} more reasons"] if len(reasons) > 10 else []
         return "\n".join([text, *shown, *more])
-
-
-@dataclass
-class _Job:
-    request: Request
-    numbers: set[int]
-    completions: dict[int, Completion] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)
 
 
 class Engine:
@@ -64,13 +69,15 @@ class Engine:
 
     Identical requests are asked once. The store is looked at just before a request is sent, so what another process
     finished in the meantime is not asked again, and each answer is committed before it counts as done. After a kill
-    only requests that were in flight are asked again.
+    only requests that were in flight are asked again. What a generator leaves out of an answer is asked for by further
+    requests. An attempt that brings nothing is made again, later each time or when the server says so.
 
     Args:
         generator: who is asked.
         store: where answers are kept; None keeps them for this run alone.
         concurrency: calls at the same time; None is the generator's own number.
         progress: whether to show a bar.
+        budget: the most that may be spent, by all engines that are given it; None is no limit.
     """
 
     def __init__(
@@ -80,11 +87,19 @@ class Engine:
         *,
         concurrency: int | None = None,
         progress: bool = True,
+        budget: Budget | None = None,
     ) -> None:
         self.generator = generator
         self.store = store if store is not None else CompletionStore(":memory:")
         self.concurrency = generator.concurrency if concurrency is None else concurrency
         self.progress = progress
+        self.budget = Budget() if budget is None else budget
+        prices = generator.price_per_million_input + generator.price_per_million_output
+        if self.budget.money is not None and not prices:
+            raise ConfigurationError(
+                f"a budget of money needs prices: give {type(generator).__name__} price_per_million_input and "
+                "price_per_million_output"
+            )
 
     def run(self, requests: Sequence[Request], title: str = "Requests") -> EngineResult:
         """Answers all requests.
@@ -92,120 +107,52 @@ class Engine:
         Args:
             requests: may repeat and may overlap in their samples.
             title: what the progress display calls this.
+
+        Raises:
+            BudgetSpentError: the next request would have exceeded the budget; what was in flight is stored.
+            ConfigurationError: the generator cannot answer at all, or the store cannot be written.
         """
         identity = self.generator.identity
-        keys = [request.key(identity) for request in requests]
-        jobs: dict[str, _Job] = {}
-        for key, request in zip(keys, requests, strict=True):
-            jobs.setdefault(key, _Job(request, set())).numbers.update(request.numbers)
-        result = EngineResult()
+        keys, jobs = jobs_of(requests, identity)
+        result = EngineResult(title=title)
         with ProgressDisplay(title, sum(len(job.numbers) for job in jobs.values()), enabled=self.progress) as display:
-            _run_to_end(lambda: self._work(jobs, identity, result, display))
+            result.reused = self._look(jobs)
+            display.advance(reused=result.reused)
+            dispatcher = Dispatcher(self.generator, self.store, self.budget, result, display, identity)
+            dispatcher.waiting.extend((job, job.missing) for job in jobs.values() if job.missing)
+            if dispatcher.waiting:
+                run_to_end(lambda: dispatcher.work(self.concurrency))
         for job in jobs.values():
             result.failures += [Failure(job.request, number, reason) for number, reason in sorted(job.failures.items())]
-        result.answers = [_select(request, jobs[key]) for key, request in zip(keys, requests, strict=True)]
+        result.answers = [select(request, jobs[key]) for key, request in zip(keys, requests, strict=True)]
+        if dispatcher.exceeded is not None:
+            missing = sum(len(job.missing) for job in jobs.values())
+            raise BudgetSpentError(self.budget, dispatcher.exceeded, result, missing)
         return result
 
-    async def _work(self, jobs: dict[str, _Job], identity: str, result: EngineResult, display: ProgressDisplay) -> None:
-        waiting = iter(jobs.items())
+    def estimate(self, requests: Sequence[Request]) -> Estimate:
+        """What `run` would ask and cost at most; nothing is sent.
 
-        async def worker() -> None:
-            # No await between the look at the store and the call: a request is taken by one worker alone.
-            while asked := self._next_batch(waiting, result, display):
-                answers = await self.generator.generate_async([request for _, _, request in asked])
-                self._keep(asked, answers, identity, display)
+        Retries are not foreseen, nor that a server gives fewer samples a call than it is asked for.
+        """
+        _, jobs = jobs_of(requests, self.generator.identity)
+        stored = self._look(jobs)
+        most, answers = Usage(), 0
+        for job in jobs.values():
+            limit = None if job.request.sampling.greedy else self.generator.samples_per_call
+            for call in calls_of(job, job.missing, limit):
+                most += self.generator.most(call.request)
+                answers += call.request.samples
+        return Estimate(answers, stored, most)
 
-        await _all([worker() for _ in range(max(1, self.concurrency))])
-
-    def _next_batch(
-        self, waiting: Iterator[tuple[str, _Job]], result: EngineResult, display: ProgressDisplay
-    ) -> list[tuple[str, _Job, Request]]:
-        asked: list[tuple[str, _Job, Request]] = []
-        while len(asked) < max(1, self.generator.batch_size):
-            key, job = next(waiting, (None, None))
-            if key is None or job is None:
-                break
-            job.completions = self.store.get(key, job.numbers)
-            missing = job.numbers - job.completions.keys()
-            result.reused += len(job.completions)
-            result.asked += len(missing)
-            display.advance(reused=len(job.completions))
-            asked += [(key, job, job.request.only(first, count)) for first, count in _runs(missing)]
-        return asked
-
-    def _keep(
-        self,
-        asked: Sequence[tuple[str, _Job, Request]],
-        answers: Sequence[Answer],
-        identity: str,
-        display: ProgressDisplay,
-    ) -> None:
-        name = type(self.generator).__name__
-        if len(answers) != len(asked):
-            raise RuntimeError(f"{name} gave {len(answers)} answers to {len(asked)} requests")
-        for (key, job, request), answer in zip(asked, answers, strict=True):
-            if answer.request != request:
-                raise RuntimeError(f"{name} gave its answers in another order than the requests")
-            for number in request.numbers:
-                if number in answer.completions:
-                    completion = answer.completions[number]
-                    job.completions[number] = self.store.put(
-                        key, number, completion, request=job.request, identity=identity
-                    )
-                    display.advance(done=1)
-                else:
-                    job.failures[number] = answer.failures.get(number, f"{name} gave no answer to sample {number}")
-                    display.advance(failed=1)
-
-
-def _runs(numbers: set[int]) -> list[tuple[int, int]]:
-    """Runs of consecutive numbers as (first, count)."""
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return runs
-
-
-def _select(request: Request, job: _Job) -> Answer:
-    numbers = request.numbers
-    return Answer(
-        request,
-        {number: job.completions[number] for number in numbers if number in job.completions},
-        {number: job.failures[number] for number in numbers if number in job.failures},
-    )
-
-
-async def _all(workers: Sequence[Coroutine[Any, Any, None]]) -> None:
-    """Runs all; the first exception cancels the others and is raised."""
-    tasks = [asyncio.ensure_future(worker) for worker in workers]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Runs a coroutine also where a loop already runs, as in a notebook: in a thread then."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work())
-        return
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
+    def _look(self, jobs: dict[str, Job]) -> int:
+        """Takes what the store has, many jobs at a time; the number of samples."""
+        found = 0
+        each = iter(jobs.values())
+        while some := list(islice(each, 500)):
+            stored = self.store.get_many([job.key for job in some])
+            for job in some:
+                mine = stored.get(job.key, {})
+                job.completions = {number: mine[number] for number in job.numbers & mine.keys()}
+                found += len(job.completions)
+        return found

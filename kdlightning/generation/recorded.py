@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Capability, Completion, Origin, Request, TextGenerator
@@ -37,7 +37,7 @@ class RecordedGenerator(TextGenerator):
             `{"rationale": "llm_rationale", "answer": "llm_answer"}`. A dotted name looks inside objects.
     """
 
-    capabilities: ClassVar[frozenset[Capability]] = frozenset({"text"})
+    capabilities: frozenset[Capability] = frozenset({"text"})
     batch_size = 64
 
     def __init__(

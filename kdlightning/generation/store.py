@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import Completion, Request
+from kdlightning.generation.base import Completion, Request, TokenLogprob
+from kdlightning.generation.usage import Usage
 
 _APPLICATION = 0x6B646C31  # "kdl1": tells our files from other SQLite files
 _TABLES = """
@@ -23,13 +25,27 @@ CREATE TABLE IF NOT EXISTS completions (
 CREATE TABLE IF NOT EXISTS requests (
     request TEXT PRIMARY KEY, identity TEXT NOT NULL, content TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS usage (
+    request TEXT NOT NULL, sample INTEGER NOT NULL, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL, money REAL NOT NULL, estimated INTEGER NOT NULL,
+    PRIMARY KEY (request, sample)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS logprobs (
+    request TEXT NOT NULL, sample INTEGER NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (request, sample)
+) WITHOUT ROWID;
+"""
+_FIND = """
+SELECT c.request, c.sample, c.text, c.finish, l.content FROM completions c
+LEFT JOIN logprobs l ON l.request = c.request AND l.sample = c.sample WHERE c.request
 """
 
 
 class CompletionStore:
     """Answers by (request hash, sample number), in an SQLite file.
 
-    Each answer is committed in a transaction of its own. The first answer to a sample stays: whoever comes second is
+    Each answer is committed in a transaction of its own, with what it cost and the probabilities of its tokens where
+    they are known. The first answer to a sample stays: whoever comes second is
     given the first. Several processes of one machine may share a file (it is in write-ahead mode, which network
     folders do not support). A killed process loses nothing that was committed; a power failure may cost the last
     moments.
@@ -75,19 +91,34 @@ class CompletionStore:
     def _ours(self) -> bool:
         # Another process may be making the file at this moment: its tables are there and the mark is not seen yet.
         names = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return names <= {"completions", "requests"}
+        return names <= {"completions", "requests", "usage", "logprobs"}
 
     def get(self, key: str, numbers: Iterable[int]) -> dict[int, Completion]:
         """The stored answers among the given samples of a request."""
         wanted = set(numbers)
         with self._sentences():
-            rows = self._connection.execute(
-                "SELECT sample, text, finish FROM completions WHERE request = ?", (key,)
-            ).fetchall()
-        return {sample: Completion(text, finish) for sample, text, finish in rows if sample in wanted}
+            rows = self._connection.execute(f"{_FIND} = ?", (key,)).fetchall()
+        return {row[1]: _completion(row) for row in rows if row[1] in wanted}
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, dict[int, Completion]]:
+        """All stored answers to some hundreds of requests, by hash and sample number."""
+        marks = ", ".join("?" * len(keys))
+        with self._sentences():
+            rows = self._connection.execute(f"{_FIND} IN ({marks})", keys).fetchall()
+        found: dict[str, dict[int, Completion]] = {}
+        for row in rows:
+            found.setdefault(row[0], {})[row[1]] = _completion(row)
+        return found
 
     def put(
-        self, key: str, number: int, completion: Completion, *, request: Request | None = None, identity: str = ""
+        self,
+        key: str,
+        number: int,
+        completion: Completion,
+        *,
+        request: Request | None = None,
+        identity: str = "",
+        usage: Usage | None = None,
     ) -> Completion:
         """Commits an answer, and returns what the store now holds for this sample: an earlier answer wins.
 
@@ -97,28 +128,47 @@ class CompletionStore:
             completion: the answer.
             request: stored beside its first answer, for those who read the file.
             identity: who answered.
+            usage: what it cost, stored beside it.
         """
         with self._sentences():
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._connection.execute(
-                    "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)",
-                    (key, number, _clean(completion.text), completion.finish),
-                )
+                self._insert(key, number, completion, usage)
                 if request is not None:
                     content = json.dumps(request.to_dict(), ensure_ascii=False, sort_keys=True)
                     self._connection.execute(
                         "INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (key, identity, _clean(content))
                     )
-                row = self._connection.execute(
-                    "SELECT text, finish FROM completions WHERE request = ? AND sample = ?", (key, number)
-                ).fetchone()
+                row = self._connection.execute(f"{_FIND} = ? AND c.sample = ?", (key, number)).fetchone()
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-        return Completion(*row)
+        return _completion(row)
+
+    def _insert(self, key: str, number: int, completion: Completion, usage: Usage | None) -> None:
+        row = (key, number, _clean(completion.text), completion.finish)
+        new = self._connection.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)", row).rowcount
+        if usage is not None:
+            # What was spent on an answer that came second was spent all the same: the sample's costs add up.
+            self._connection.execute(
+                "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+                "completion_tokens = completion_tokens + excluded.completion_tokens, "
+                "money = money + excluded.money, estimated = max(estimated, excluded.estimated)",
+                (key, number, *astuple(usage)),
+            )
+        if new and completion.logprobs is not None:
+            content = json.dumps([[each.token, each.logprob, each.top] for each in completion.logprobs])
+            self._connection.execute("INSERT OR REPLACE INTO logprobs VALUES (?, ?, ?)", (key, number, content))
+
+    def usage(self) -> Usage:
+        """What all stored answers cost together, as far as it is known."""
+        sums = "sum(requests), sum(prompt_tokens), sum(completion_tokens), sum(money), max(estimated)"
+        with self._sentences():
+            row = self._connection.execute(f"SELECT {sums} FROM usage").fetchone()
+        return Usage() if row[0] is None else Usage(*row[:4], estimated=bool(row[4]))
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
         """All answers as (request hash, sample number, text), by key."""
@@ -158,6 +208,17 @@ class CompletionStore:
                 yield
             except sqlite3.Error as error:
                 raise ConfigurationError(_sentence(self.path, error)) from error
+
+
+def _completion(row: tuple[Any, ...]) -> Completion:
+    _, _, text, finish, content = row
+    if content is None:
+        return Completion(text, finish)
+    tokens = [
+        TokenLogprob(token, value, tuple((name, each) for name, each in top))
+        for token, value, top in json.loads(content)
+    ]
+    return Completion(text, finish, tuple(tokens))
 
 
 def _clean(text: str) -> str:

@@ -1,0 +1,81 @@
+"""Requests by their hash: what of each is known, failed or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from kdlightning.generation.base import Answer, Completion, Request
+
+
+@dataclass
+class Job:
+    """All samples that are wanted of one request.
+
+    Attributes:
+        key: the request's hash.
+        request: one of the requests of this hash.
+        numbers: samples that any of them asks for.
+        completions: answers so far.
+        failures: reasons so far.
+    """
+
+    key: str
+    request: Request
+    numbers: set[int] = field(default_factory=set)
+    completions: dict[int, Completion] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> set[int]:
+        """Samples that are neither answered nor given up."""
+        return self.numbers - self.completions.keys() - self.failures.keys()
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call asks for: consecutive samples of one job."""
+
+    job: Job
+    request: Request
+
+
+def jobs_of(requests: Sequence[Request], identity: str) -> tuple[list[str], dict[str, Job]]:
+    """The hash of each request, and the jobs by hash; identical requests share one."""
+    jobs: dict[str, Job] = {}
+    keys = []
+    for request in requests:
+        key = request.key(identity)
+        job = jobs.get(key)
+        if job is None:
+            job = jobs[key] = Job(key, request)
+        job.numbers.update(request.numbers)
+        keys.append(key)
+    return keys, jobs
+
+
+def calls_of(job: Job, numbers: Iterable[int], most: int | None = None) -> list[Call]:
+    """Calls for the given samples, each of consecutive numbers.
+
+    Args:
+        job: the job.
+        numbers: of its samples.
+        most: samples a call.
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and sum(runs[-1]) == number and runs[-1][1] != most:
+            runs[-1][1] += 1
+        else:
+            runs.append([number, 1])
+    return [Call(job, job.request.only(first, count)) for first, count in runs]
+
+
+def select(request: Request, job: Job) -> Answer:
+    """A request's own part of what its job found."""
+    numbers = request.numbers
+    return Answer(
+        request,
+        {number: job.completions[number] for number in numbers if number in job.completions},
+        {number: job.failures[number] for number in numbers if number in job.failures},
+    )
