@@ -76,6 +76,7 @@ def export_student(
     try:
         spec = _spec(kept.get("hyper_parameters", {}), built_as(kept, which))
         _WRITERS[kind](model, beside, spec)
+        _copy_tokenizer(Path(checkpoint).parent.parent / "tokenizer", beside)
         fresh = _load(kind, beside, checkpoint, which, model if student is not None else None)
         difference = float((_logits(fresh, example) - expected).abs().max())
         if not difference <= _TOLERANCE:
@@ -90,6 +91,12 @@ def export_student(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Exported(target, kind, load_line(kind, target, model), difference)
+
+
+def _copy_tokenizer(source: Path, folder: Path) -> None:
+    """A language model's tokenizer goes with it where its run kept one."""
+    if source.is_dir():
+        shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
 def _spec(settings: Mapping[str, Any], which: str) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
@@ -29,12 +30,14 @@ class Problem:
         question: what is asked.
         gold: the right answer; None if the record has none.
         record: all its fields, for templates.
+        draw: decides what a method draws at random beside the record; another one in each epoch if the method `draws`.
     """
 
     number: int
     question: str
     gold: str | None
     record: Record = field(default_factory=dict, repr=False)
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,18 +135,30 @@ class BlackBoxMethod(ABC):
     Attributes:
         needs: what the teacher must be capable of.
         students: names of the students that the method trains, each in a fit of its own; they share the teacher's text
-            and the tokenizer. `infer` asks each by its name, as the role of a round.
+            and the tokenizer. `infer` asks each by its name, as the role of a round. Empty where no language model is
+            trained, and `write_products` leaves what another data module reads.
         tag_weights: weights of the method's tasks, by the tag of their examples: the loss is the sum over tags of
             weight · the mean cross-entropy over the tag's own tokens in a batch. Empty for one task: the mean over all
             tokens, whatever the tags.
-        labels_alone: True for the baseline that asks no teacher.
+        soft_tag_weights: the same for the divergence from a white-box teacher, on the same tokens; empty without one.
+        context_fields: fields of the records, by the name under which `Origin.given` has them, that answers depend on
+            beside the question; recorded text is looked up by them too.
+        may_be_empty: whether a run that keeps nothing is a result, and no mistake.
+        draws: whether `examples` depends on `Problem.draw`, so that texts are made anew for each epoch.
+        labels_alone: True for the baseline, which learns from right answers.
+        asks_teacher: False where a method asks nobody, since its records hold all that it needs.
         encoder_decoder: whether prompts and labels are made for encoder–decoder students.
     """
 
     needs: ClassVar[frozenset[Capability]] = frozenset({"text"})
     students: ClassVar[tuple[str, ...]] = ("student",)
     tag_weights: Mapping[str, Weight] = MappingProxyType({})
+    soft_tag_weights: Mapping[str, Weight] = MappingProxyType({})
+    context_fields: Mapping[str, str] = MappingProxyType({})
+    may_be_empty: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     labels_alone: ClassVar[bool] = False
+    asks_teacher: bool = True
     encoder_decoder: bool = False
 
     @abstractmethod
@@ -179,6 +194,20 @@ class BlackBoxMethod(ABC):
         """What a student is given for a record of which no label is known."""
         return problem.question
 
+    def split(
+        self, problems: Sequence[Problem], tested: Sequence[Problem] | None, test: float, val: float, seed: int
+    ) -> dict[str, list[Problem]] | None:
+        """The records of "train", "val" and "test"; None, the default, draws them without regard to what they are.
+
+        Args:
+            problems: the records.
+            tested: those of the test split where they come apart.
+            test: `test_split` of the data module: fraction or count.
+            val: `val_split`.
+            seed: `split_seed`.
+        """
+        return None
+
     def student_named(self, name: str | None) -> str:
         """A student's name; None is the only one.
 
@@ -186,11 +215,32 @@ class BlackBoxMethod(ABC):
             ConfigurationError: there is no such student, or there are several and none is named.
         """
         one, names = type(self).__name__, " and ".join(self.students)
+        if not self.students:
+            raise ConfigurationError(f"{one} trains no language model: its own data module asks the teacher")
         if name is None and len(self.students) > 1:
             raise ConfigurationError(f"{one} trains {names}, each in a fit of its own: give BlackBoxData(student=…)")
         if name is not None and name not in self.students:
             raise ConfigurationError(f"{one} has no student {name!r}{nearest(name, self.students)}")
         return self.students[0] if name is None else name
+
+    def write_products(self, folder: Path, problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> list[Path]:
+        """Writes what others than language models learn from, beside the report; nothing by default.
+
+        Called after the report is written.
+
+        Args:
+            folder: that of the report.
+            problems: the records that were asked about.
+            outcomes: what became of each answer.
+
+        Returns:
+            The files.
+        """
+        return []
+
+    def write_test_products(self, folder: Path, problems: Sequence[Problem]) -> list[Path]:
+        """The same of the test split, about which nobody was asked."""
+        return []
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """The protocol's metrics over a whole split: `acc` by default."""
@@ -209,6 +259,9 @@ class BlackBoxMethod(ABC):
         return type(self) is type(other) and self.options == getattr(other, "options", None)
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
 def problems_from(
@@ -247,8 +300,7 @@ def run_rounds(
         if current.role not in generators:
             raise ConfigurationError(_unplayed(current.role, generators))
         for request in current.requests:
-            if request.answer_start:
-                require(generators[current.role], frozenset({"answer_start"}), f"the round {current.name!r}")
+            require(generators[current.role], request.needs, f"the round {current.name!r}")
         engine = Engine(generators[current.role], store, progress=progress)
         results.append(engine.run(current.requests, current.name))
         answers = results[-1].answers

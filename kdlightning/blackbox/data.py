@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, problems_from
-from kdlightning.blackbox.sequences import LabelledSequences, PaddedBatch, TokenPair, tokenize
+from kdlightning.blackbox.sequences import DrawnSequences, LabelledSequences, PaddedBatch, TokenPair, tokenize
 from kdlightning.blackbox.teacher_text import TeacherText, by_record
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.splits import held_out_count, stratified
@@ -40,6 +40,7 @@ class BlackBoxData(DistillDataModule):
         path: a JSONL, JSON, CSV or TSV file of records, each `.gz` or not; in Python also the records themselves.
         question_field: field of the question; a dotted name looks inside objects.
         gold_field: field of the right answer.
+        record_limit: read only the first so many records of `path`; the teacher is asked about no other.
         student: which of the method's students learns; None is its only one.
         generator: the teacher; None takes the records' own text, from `recorded_fields`. `AnswerOnly` needs neither.
         referee: who judges, in methods that ask a referee; recorded text has that in `recorded_fields` too.
@@ -47,6 +48,8 @@ class BlackBoxData(DistillDataModule):
         recorded_fields: field of the recorded answer by the method's step, for example
             `{rationale: llm_rationale, answer: llm_answer}`.
         store: the file that keeps every answer of the teacher.
+        folder: where the report, products and a trained tokenizer go; `<store>.<method>` beside the store by default.
+            Several fits of one method over one store, for example rounds, need a folder each.
         tokenizer: a folder or hub name of the student's tokenizer, or the tokenizer itself (in Python); None trains
             one on the training examples, and keeps it beside the report.
         tokenizer_kind: of a trained one: "bpe" (byte level) or "characters".
@@ -67,12 +70,14 @@ class BlackBoxData(DistillDataModule):
         path: str | list[dict[str, Any]] | None = None,
         question_field: str = "question",
         gold_field: str = "answer",
+        record_limit: int | None = None,
         student: str | None = None,
         generator: TextGenerator | None = None,
         referee: TextGenerator | None = None,
         earlier_students: dict[str, TextGenerator] | None = None,
         recorded_fields: dict[str, str] | None = None,
         store: str | None = None,
+        folder: str | None = None,
         tokenizer: Any = None,
         tokenizer_kind: Literal["bpe", "characters"] = "bpe",
         vocab_size: int = 2000,
@@ -89,23 +94,28 @@ class BlackBoxData(DistillDataModule):
             raise ConfigurationError("BlackBoxData needs path, a JSONL file of records: --data.path FILE")
         if store is None:
             raise ConfigurationError("BlackBoxData needs store, the file that keeps the teacher's answers")
-        if method.labels_alone:
-            generator, recorded_fields = None, {"answer": gold_field}  # asked nothing
+        if not method.asks_teacher:
+            generator, recorded_fields = None, {"answer": gold_field}
         if (generator is None) == (recorded_fields is None):
             raise ConfigurationError("BlackBoxData: give either generator, or recorded_fields of the records")
         if max_length < 2:
             raise ConfigurationError(f"max_length must be at least 2, got {max_length}")
+        if record_limit is not None and record_limit < 1:
+            raise ConfigurationError(f"record_limit must be at least 1, got {record_limit}")
         self.method = method
-        self.student = method.student_named(student)
+        self.student = method.student_named(student) if method.students or student else ""
         self.test_split = test_split
         self.max_length = max_length
         self._fields = (question_field, gold_field)
-        self._records = load_records(path, "BlackBoxData")
+        self._records = load_records(path, "BlackBoxData")[:record_limit]
         self._test_records = None if test_path is None else load_records(test_path, "test_path")
         if generator is None:
-            generator = RecordedGenerator(self._records, question_field, recorded_fields or {})
+            fields = {**method.context_fields, **(recorded_fields or {})}
+            generator = RecordedGenerator(self._records, question_field, fields)
             referee = generator if referee is None else referee
-        others = {method.student_named(name): one for name, one in (earlier_students or {}).items()}
+        others = dict(earlier_students or {})
+        for name in others if method.students else ():
+            method.student_named(name)
         others |= {} if referee is None else {"referee": referee}
         self.problems = self._split()
         asked = {part: self.problems[part] for part in ("train", "val")}
@@ -121,6 +131,8 @@ class BlackBoxData(DistillDataModule):
             vocab_size=vocab_size,
             max_length=max_length,
             progress=progress,
+            given_folder=folder,
+            tested=self.problems["test"],
         )
         self._tokenizer: Any = None
         self._rows: dict[str, list[Problem | None]] = {}
@@ -131,9 +143,13 @@ class BlackBoxData(DistillDataModule):
     def _split(self) -> dict[str, list[Problem]]:
         """The records of "train", "val" and "test", each in the order of the file."""
         everything = self._read(self._records)
+        tested = None if self._test_records is None else self._read(self._test_records)
+        own = self.method.split(everything, tested, self.test_split, self.val_split, self.split_seed)
+        if own is not None:
+            return own
         rows = torch.arange(len(everything))
         test, val = rows[:0], rows[:0]
-        if self._test_records is None and self.test_split:
+        if tested is None and self.test_split:
             count = _count("test_split", self.test_split, len(rows))
             test, rows = stratified(len(rows), count, seed=self.split_seed)
         if self.val_split:
@@ -142,8 +158,8 @@ class BlackBoxData(DistillDataModule):
             val, rows = rows[held], rows[left]
         parts = {"train": rows, "val": val, "test": test}
         problems = {name: [everything[row] for row in sorted(part.tolist())] for name, part in parts.items()}
-        if self._test_records is not None:
-            problems["test"] = self._read(self._test_records)
+        if tested is not None:
+            problems["test"] = tested
         return problems
 
     def _read(self, records: Sequence[Record]) -> list[Problem]:
@@ -199,6 +215,11 @@ class BlackBoxData(DistillDataModule):
         """Reads what was prepared, and tokenises it."""
         if not self.text.is_prepared():
             self.text.prepare()
+        if not self.method.students:
+            raise ConfigurationError(
+                f"{type(self.method).__name__} trains no student: kdlightning generate asks its teacher, and leaves "
+                f"what others learn from in {self.text.folder}"
+            )
         self._tokenizer = self.text.tokenizer()
         self.collate_fn = PaddedBatch(self._tokenizer.pad_token_id, encoder_decoder=self.method.encoder_decoder)
         outcomes = self.text.outcomes()
@@ -210,8 +231,14 @@ class BlackBoxData(DistillDataModule):
         }
         self._rows = {part: _beginnings(parts[part], self.problems[part]) for part in ("val", "test")}
         self._kept = by_record([outcome for outcome in outcomes if outcome.kept])
-        sets = {name: self._sequences(examples) for name, examples in parts.items() if examples}
+        sets: dict[str, Any] = {name: self._sequences(examples) for name, examples in parts.items() if examples}
+        if self.method.draws:
+            sets["train"] = self._drawn_sequences()
         return Sources(sets["train"], sets.get("test"), sets.get("val"))
+
+    def _drawn_sequences(self) -> DrawnSequences:
+        kept = [(problem, self._kept.get(problem.number, [])) for problem in self.problems["train"]]
+        return DrawnSequences(kept, self.method, self.student, self._tokenizer, self.max_length)
 
     def _sequences(self, examples: Sequence[Example]) -> LabelledSequences:
         both, tags = self.method.encoder_decoder, tuple(self.method.tag_weights)

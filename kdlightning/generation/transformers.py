@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,8 @@ from transformers import GenerationConfig, LogitsProcessor, StoppingCriteria
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Capability, Completion, Request, Sampling, TextGenerator
+from kdlightning.generation.contrastive import ContrastiveScores
+from kdlightning.generation.option_scoring import mean_nll
 
 Row = tuple[int, int]
 """A request's place in the call, and a sample's number."""
@@ -24,7 +27,8 @@ class TransformersGenerator(TextGenerator):
 
     Prompts are padded on the left and decoded in batches with a key-value cache. Each sample draws from its own
     random numbers, made from (seed, request, sample number), so an answer does not depend on what shares its batch,
-    up to rounding: a different padding can tip a near-tie.
+    up to rounding: a different padding can tip a near-tie. A request with a contrast takes the place of two samples in
+    its batch, one for each context.
 
     Args:
         model: the model. It answers in evaluation mode, and is left in the mode that it was in.
@@ -67,12 +71,17 @@ class TransformersGenerator(TextGenerator):
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
         """Decodes all samples of all requests; a prompt that is too long is a failure."""
         answers = [Answer(request) for request in requests]
-        tokens = [self._tokens(request) for request in requests]
-        groups: dict[tuple[Sampling, tuple[str, ...], str], list[Row]] = {}
+        # One context a request, or two: the second is the one that its answer is told from.
+        tokens = [self._contexts(request) for request in requests]
+        groups: dict[tuple[Sampling, tuple[str, ...], str, float | None], list[Row]] = {}
+        self._answer_options({place: tokens[place][0] for place, each in enumerate(requests) if each.options}, answers)
         for place, request in enumerate(requests):
-            room = self._room(len(tokens[place]))
+            if request.options:
+                continue
+            longest = max(len(context) for context in tokens[place])
+            room = self._room(longest)
             if room < 1:
-                reason = f"the prompt has {len(tokens[place])} tokens, and the model takes {len(tokens[place]) + room}"
+                reason = f"the prompt has {longest} tokens, and the model takes {longest + room}"
                 answers[place] = Answer.refused(request, reason)
                 continue
             # Samples with less room than they were given decode apart, so that they do not cut the others short.
@@ -80,19 +89,47 @@ class TransformersGenerator(TextGenerator):
             numbers = request.numbers[:1] if sampling.greedy else request.numbers
             # A decoder's beginnings have one length in a batch; behind a prompt they are part of it.
             begun = request.answer_start if self.model.config.is_encoder_decoder else ""
-            group = groups.setdefault((sampling, request.stop, begun), [])
+            weight = None if request.contrast is None else request.contrast.weight
+            group = groups.setdefault((sampling, request.stop, begun, weight), [])
             group += [(place, number) for number in numbers]
-        for (sampling, stop, begun), rows in groups.items():
+        for (sampling, stop, begun, weight), rows in groups.items():
             # Prompts of like length share a batch: less padding.
-            rows.sort(key=lambda row: len(tokens[row[0]]))
-            for start in range(0, len(rows), self.batch_size):
-                part = rows[start : start + self.batch_size]
-                texts = self._decode([tokens[place] for place, _ in part], part, requests, sampling, stop, begun)
+            rows.sort(key=lambda row: len(tokens[row[0]][0]))
+            size = self.batch_size if weight is None else max(1, self.batch_size // 2)
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                contexts = [list(each) for each in zip(*(tokens[place] for place, _ in part), strict=True)]
+                texts = self._decode(contexts, part, requests, sampling, stop, begun, weight)
                 for (place, number), completion in zip(part, texts, strict=True):
                     request = requests[place]
                     same = request.numbers if sampling.greedy else [number]
                     answers[place].completions.update(dict.fromkeys(same, completion))
         return answers
+
+    def _answer_options(self, prompts: dict[int, list[int]], answers: list[Answer]) -> None:
+        """Writes the likelihoods of given texts behind prompts, by place, into the answers."""
+        if prompts and self.model.config.is_encoder_decoder:
+            raise ConfigurationError(f"{type(self.model).__name__} is no causal model, which options are asked of")
+        options: dict[int, list[tuple[int, ...]]] = {}
+        for place, prompt in prompts.items():
+            request = answers[place].request
+            own = [tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in request.options]
+            length = len(prompt) + max(map(len, own)) - 1
+            if not prompt or self._room(length) < 0:
+                reason = f"the prompt has {len(prompt)} tokens, too many with its options" if prompt else "no prompt"
+                answers[place] = Answer.refused(request, reason)
+            else:
+                options[place] = own
+        with _evaluating(self.model):
+            asked = [prompts[place] for place in options]
+            scores = mean_nll(self.model, asked, list(options.values()), self._pad, self.batch_size)
+        for place, found in zip(options, scores, strict=True):
+            completion = Completion(json.dumps(found))
+            answers[place].completions.update(dict.fromkeys(answers[place].request.numbers, completion))
+
+    def _contexts(self, request: Request) -> list[list[int]]:
+        other = [] if request.contrast is None else [replace(request, prompt=request.contrast.prompt)]
+        return [self._tokens(each) for each in (request, *other)]
 
     def _tokens(self, request: Request) -> list[int]:
         tokens = self._prompt_tokens(request)
@@ -124,13 +161,15 @@ class TransformersGenerator(TextGenerator):
 
     def _decode(
         self,
-        prompts: list[list[int]],
+        contexts: list[list[list[int]]],
         rows: Sequence[Row],
         requests: Sequence[Request],
         sampling: Sampling,
         stop: tuple[str, ...],
         begun: str,
+        weight: float | None,
     ) -> list[Completion]:
+        prompts = [prompt for context in contexts for prompt in context]
         length = max(1, *(len(prompt) for prompt in prompts))
         device = next(self.model.parameters()).device
         ids = torch.full((len(prompts), length), self._pad, dtype=torch.long)
@@ -154,11 +193,13 @@ class TransformersGenerator(TextGenerator):
             first = [_decoder_start(self.model), *self._start_tokens(begun)]
             inputs["decoder_input_ids"] = torch.tensor([first] * len(prompts), device=device)
             start = len(first)
+        criteria: list[StoppingCriteria] = [_StopTexts(self.tokenizer, stop, start)] if stop else []
         processors: list[LogitsProcessor] = []
+        if weight is not None:
+            processors.append(ContrastiveScores(weight, ends, criteria))
         if not sampling.greedy:
             seeds = [_seed(requests[place], number) for place, number in rows]
-            processors.append(_SeededChoice(sampling, seeds))
-        criteria: list[StoppingCriteria] = [_StopTexts(self.tokenizer, stop, start)] if stop else []
+            processors.append(_SeededChoice(sampling, seeds * len(contexts)))
         with _evaluating(self.model), torch.no_grad():
             out = self.model.generate(
                 input_ids=ids.to(device),
@@ -168,7 +209,7 @@ class TransformersGenerator(TextGenerator):
                 logits_processor=processors,
                 stopping_criteria=criteria,
             )
-        return [self._completion(row, ends, stop) for row in out[:, start:].tolist()]
+        return [self._completion(row, ends, stop) for row in out[: len(rows), start:].tolist()]
 
     def _completion(self, tokens: list[int], ends: list[int], stop: tuple[str, ...]) -> Completion:
         finish = "length"

@@ -18,12 +18,16 @@ from kdlightning.blackbox.data import BlackBoxData
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.transformers import TransformersGenerator
+from kdlightning.losses.base import ResponseLoss
+from kdlightning.losses.token_terms import ForwardKL
 from kdlightning.modules.base import DistillModule
+from kdlightning.modules.offline import check_response, teacher_of
 from kdlightning.modules.partners import fit_to_tokenizer, is_encoder_decoder, load_partner
 from kdlightning.modules.step import DistillStep
-from kdlightning.modules.tagged import check_tags, tag_loss
+from kdlightning.modules.tagged import check_tags, tag_divergence, tag_loss
 from kdlightning.schedules import Weight
 from kdlightning.tasks import CausalLM, Seq2SeqLM, Task
+from kdlightning.teachers import Teacher
 
 
 class BlackBoxDistillation(DistillModule):
@@ -34,6 +38,10 @@ class BlackBoxDistillation(DistillModule):
     As every term that is no sum over all counted tokens, a tag's mean counts as often as the micro-batch has counted
     tokens; then the accumulation window is divided by all of its tokens on all ranks. So where a window is split into
     unlike micro-batches, or over ranks, the tags' shares of each part count, and not those of the whole.
+
+    A white-box `teacher` beside the text adds `response`, its divergence on the same tokens (`forward_kl` by default,
+    with the weights of `ForwardKL`), or where the method has `soft_tag_weights` a term for each of its tasks, named
+    `soft_` and the tag.
 
     Validation logs `val/loss` and `val/perplexity` on the kept answers (over all tokens, whatever their tags), and both
     validation and test run the method's own inference protocol on whole records: `val/acc`, `test/acc`. Test writes
@@ -49,6 +57,9 @@ class BlackBoxDistillation(DistillModule):
         task: `CausalLM()` by default, `Seq2SeqLM()` for encoder–decoders.
         partners: the other students of the method by name, trained before: each a checkpoint, an exported folder, or in
             Python a network. They are never trained, and not part of this run's checkpoints.
+        teacher: a trained language model with the student's tokenizer, which sees what the student sees; None for
+            methods on the teacher's text alone.
+        response: the loss against it, a sum over tokens; `ForwardKL()` by default.
         inference_every: epochs between two validations by the protocol; 0 leaves it to test.
         inference_records: validate the protocol on only so many records (of each process); all by default.
         inference_batch_size: records that generate together; the loader's batch by default.
@@ -65,6 +76,8 @@ class BlackBoxDistillation(DistillModule):
         *,
         task: Task | None = None,
         partners: dict[str, Any] | None = None,
+        teacher: Teacher | nn.Module | None = None,
+        response: ResponseLoss | None = None,
         inference_every: int = 1,
         inference_records: int | None = None,
         inference_batch_size: int | None = None,
@@ -91,6 +104,9 @@ class BlackBoxDistillation(DistillModule):
             raise ConfigurationError(
                 "CausalLM is for decoder-only students, Seq2SeqLM for encoder–decoders: leave task out"
             )
+        check_response(response, self.task)
+        self.teacher = teacher_of(student, teacher, self.task)
+        self.response = ForwardKL() if response is None and teacher is not None else response
         self.method = method
         self._given_partners = dict(partners or {})
         self._partners: dict[str, nn.Module] = {}
@@ -103,7 +119,7 @@ class BlackBoxDistillation(DistillModule):
     @property
     def labels_alone(self) -> bool:
         """Whether the method asks no teacher."""
-        return self.method is not None and self.method.labels_alone
+        return self.method is not None and self.method.labels_alone and self.teacher is None
 
     @property
     def data(self) -> BlackBoxData:
@@ -121,6 +137,7 @@ class BlackBoxDistillation(DistillModule):
         elif self.method != data.method:
             raise ConfigurationError("the module and BlackBoxData have different methods: leave the module's out")
         check_tags(type(self.method).__name__, self.method.tag_weights, self._given_weights)
+        self._check_soft_labels(self.method, stage)
         self._load_partners(self.method, data.student)
         for name, network in {data.student: self.student, **self._partners}.items():
             if self.method.encoder_decoder != is_encoder_decoder(network):
@@ -131,12 +148,28 @@ class BlackBoxDistillation(DistillModule):
             fit_to_tokenizer(network, data.tokenizer, name)
         super().setup(stage)
 
+    def _check_soft_labels(self, method: BlackBoxMethod, stage: str) -> None:
+        name, teaches = type(method).__name__, self.teacher is not None
+        if stage == "fit" and method.soft_tag_weights and not teaches:
+            raise ConfigurationError(f"{name} learns from soft labels: give BlackBoxDistillation(teacher=…)")
+        if stage == "fit" and self.response is not None and not teaches:
+            raise ConfigurationError("response compares with a white-box teacher: give teacher too, or leave it out")
+        if teaches and method.tag_weights and not method.soft_tag_weights:
+            raise ConfigurationError(f"{name} is set up without soft labels: leave the module's teacher out")
+
     def _load_partners(self, method: BlackBoxMethod, own: str) -> None:
         for name, source in self._given_partners.items():
             if method.student_named(name) == own:
                 raise ConfigurationError(f"partners: {name!r} is the student of this run; leave it out")
             if name not in self._partners:
                 self._partners[name] = load_partner(source, self.student)
+
+    def on_fit_start(self) -> None:
+        """See `DistillModule.on_fit_start`; a logged run keeps its tokenizer, since a student is nothing without it."""
+        super().on_fit_start()
+        folder = self.trainer.log_dir  # all ranks must ask
+        if folder is not None and self.trainer.is_global_zero:
+            self.data.tokenizer.save_pretrained(str(Path(folder) / "tokenizer"))
 
     # -- tasks of one student --------------------------------------------------------------------------------------
 
@@ -145,12 +178,22 @@ class BlackBoxDistillation(DistillModule):
         tags = self._tags()
         if not tags:
             return super().mode_terms(step)
-        active = {number: tag for number, tag in enumerate(tags) if self.is_active(tag, step)}
-        return {tag: tag_loss(self.task, step, number) for number, tag in active.items()}
+        terms = {}
+        for number, tag in enumerate(tags):
+            if self.is_active(tag, step):
+                terms[tag] = tag_loss(self.task, step, number)
+            soft = f"soft_{tag}"
+            if self.response is not None and soft in self._weights and self.is_active(soft, step):
+                terms[soft] = tag_divergence(self.response, step, number)
+        return terms
 
     def term_defaults(self) -> Mapping[str, Weight]:
-        """The method's weights of its tasks."""
-        return {**super().term_defaults(), **self._tags()}
+        """The method's weights of its tasks, or the response's."""
+        tags = self._tags()
+        if not tags or self.method is None:
+            return super().term_defaults()
+        soft = {} if self.teacher is None else self.method.soft_tag_weights
+        return {**tags, **{f"soft_{tag}": weight for tag, weight in soft.items()}}
 
     def _tags(self) -> Mapping[str, Weight]:
         return {} if self.method is None else self.method.tag_weights

@@ -42,8 +42,10 @@ def data_options(path: Path) -> list[str] | None:
         "BlackBoxData": ("svamp_palm_cot/train.jsonl.gz", 64),
     }
     name, limit = real[data]
-    option = "path"
-    return [f"--data.init_args.{option}={folder}/{name}", f"--data.init_args.train_limit={limit}"]
+    options = {"path": f"{folder}/{read_header(path).get('data', name)}", "train_limit": limit}
+    # A teacher that is a model answers at its own pace.
+    options |= {"record_limit": 100} if data == "BlackBoxData" else {}
+    return [f"--data.init_args.{option}={value}" for option, value in options.items()]
 
 
 def fit(name: str) -> dict:
