@@ -53,10 +53,14 @@ class QuestionAnswering(BlackBoxMethod):
         predictions = []
         for problem, answer in zip(problems, answers, strict=True):
             text = "".join(answer.texts)
-            found = extract_answer(text, self.kind, self.choices, triggers=[SEPARATOR])
+            found = self.read(text)
             right = answers_match(found, problem.gold, self.kind)
             predictions.append(Prediction(problem.number, problem.question, text, found, self.gold(problem), right))
         return predictions
+
+    def read(self, text: str) -> str | None:
+        """The answer in what the student wrote, or None."""
+        return extract_answer(text, self.kind, self.choices, triggers=[SEPARATOR])
 
     def read_gold(self, value: Any) -> str | None:
         """As text; true and false are yes and no where that is asked."""
