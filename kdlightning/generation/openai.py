@@ -136,7 +136,7 @@ class OpenAIGenerator(TextGenerator):
         async with AsyncOpenAI(api_key=read_key(self.key_variable), **options) as client:
             loop = asyncio.get_running_loop()
             self._clients[loop] = client
-            self.answered, self.models = False, None
+            self.models = None
             try:
                 yield
             finally:
