@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Capability, Request, TextGenerator, require
+from kdlightning.generation.budget import Budget, BudgetSpentError
 from kdlightning.generation.engine import Engine, EngineResult
 from kdlightning.generation.records import Record, field_of
 from kdlightning.generation.store import CompletionStore
@@ -279,6 +280,7 @@ def run_rounds(
     generators: Mapping[str, TextGenerator],
     store: CompletionStore | None = None,
     *,
+    budget: Budget | None = None,
     progress: bool = True,
 ) -> tuple[T, list[EngineResult]]:
     """Answers all rounds, each role by its generator, and returns what came of them.
@@ -287,7 +289,11 @@ def run_rounds(
         rounds: of `BlackBoxMethod.collect` or `infer`.
         generators: by role.
         store: where answers are kept, for all roles; None keeps them for this run.
+        budget: the most that may be spent, by all rounds together.
         progress: whether to show a bar for each round.
+
+    Raises:
+        BudgetSpentError: with what came of the rounds before in `earlier`.
     """
     store = CompletionStore(":memory:") if store is None else store
     results: list[EngineResult] = []
@@ -297,13 +303,26 @@ def run_rounds(
             current = next(rounds) if answers is None else rounds.send(answers)
         except StopIteration as end:
             return end.value, results
-        if current.role not in generators:
-            raise ConfigurationError(_unplayed(current.role, generators))
-        for request in current.requests:
-            require(generators[current.role], request.needs, f"the round {current.name!r}")
-        engine = Engine(generators[current.role], store, progress=progress)
-        results.append(engine.run(current.requests, current.name))
+        engine = Engine(player(current, generators), store, progress=progress, budget=budget)
+        try:
+            results.append(engine.run(current.requests, current.name))
+        except BudgetSpentError as error:
+            error.earlier = results
+            raise
         answers = results[-1].answers
+
+
+def player(current: Round, generators: Mapping[str, TextGenerator]) -> TextGenerator:
+    """Who answers a round.
+
+    Raises:
+        ConfigurationError: nobody plays its role, or who does cannot answer as it asks.
+    """
+    if current.role not in generators:
+        raise ConfigurationError(_unplayed(current.role, generators))
+    for request in current.requests:
+        require(generators[current.role], request.needs, f"the round {current.name!r}")
+    return generators[current.role]
 
 
 def _unplayed(role: str, generators: Mapping[str, TextGenerator]) -> str:
@@ -319,6 +338,7 @@ def collect(
     store: CompletionStore | None = None,
     *,
     others: Mapping[str, TextGenerator] | None = None,
+    budget: Budget | None = None,
     progress: bool = True,
 ) -> tuple[list[Outcome], list[EngineResult]]:
     """Asks a teacher by a method: its outcomes, one for each record and sample, and what came of each round.
@@ -329,11 +349,12 @@ def collect(
         teacher: who plays the role "teacher".
         store: where the answers of all roles are kept; None keeps them for this run.
         others: who plays further roles ("referee", or a student of an earlier round), by role.
+        budget: the most that may be spent, by all rounds together.
         progress: whether to show a bar for each round.
     """
     require(teacher, method.needs, type(method).__name__)
     players = {"teacher": teacher, **(others or {})}
-    outcomes, results = run_rounds(method.collect(problems), players, store, progress=progress)
+    outcomes, results = run_rounds(method.collect(problems), players, store, budget=budget, progress=progress)
     places = Counter((outcome.record, outcome.sample) for outcome in outcomes)
     if places and max(places.values()) > 1:
         raise RuntimeError(f"{type(method).__name__} gave two outcomes to one sample: {places.most_common(1)[0][0]}")

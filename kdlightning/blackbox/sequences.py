@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from kdlightning.blackbox.base import Example
+from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.transformers import prompt_tokens
 
@@ -85,6 +86,54 @@ class LabelledSequences(Dataset):
 
     def __getitem__(self, index: int) -> TokenPair:
         return self.pairs[index]
+
+
+class DrawnSequences(Dataset):
+    """Training texts of a method that draws something at random for them: made, and tokenised, when they are read.
+
+    What is drawn comes from Python's generator, which `IndexedViews` seeds from the run's seed, the epoch and the
+    sample's number. A text that becomes longer than `max_length` by its draw loses the beginning of its prompt.
+
+    Args:
+        records: each with what the teacher wrote about it and was kept.
+        method: makes the texts.
+        student: whose they are.
+        tokenizer: the student's tokenizer.
+        max_length: longest text in tokens.
+    """
+
+    random_sources: tuple[str, ...] = ("python",)
+
+    def __init__(
+        self,
+        records: Sequence[tuple[Problem, Sequence[Outcome]]],
+        method: BlackBoxMethod,
+        student: str,
+        tokenizer: Any,
+        max_length: int,
+    ) -> None:
+        self.records = list(records)
+        self.method = method
+        self.student = student
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        # Whatever is drawn, a record has the same number of texts.
+        counts = [len(self._texts(problem, outcomes)) for problem, outcomes in self.records]
+        self.places = [(record, text) for record, count in enumerate(counts) for text in range(count)]
+
+    def _texts(self, problem: Problem, outcomes: Sequence[Outcome]) -> Sequence[Example]:
+        return self.method.examples(problem, outcomes).get(self.student, [])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> TokenPair:
+        record, text = self.places[index]
+        problem, outcomes = self.records[record]
+        example = self._texts(replace(problem, draw=random.getrandbits(48)), outcomes)[text]
+        both, tags = self.method.encoder_decoder, tuple(self.method.tag_weights)
+        pair = tokenize(example, self.tokenizer, encoder_decoder=both, tags=tags)
+        return replace(pair, prompt=pair.prompt[max(0, len(pair) - self.max_length) :])
 
 
 class PaddedBatch:

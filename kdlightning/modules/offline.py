@@ -58,6 +58,21 @@ def check_apart(student: nn.Module, teacher: Teacher | nn.Module | None) -> None
             )
 
 
+def teacher_of(student: nn.Module, teacher: Teacher | nn.Module | None, task: Task) -> Teacher | None:
+    """A trained teacher for a student.
+
+    Raises:
+        ConfigurationError: it shares parameters with the student, is made of it, or does not fit the task.
+    """
+    check_apart(student, teacher)
+    if isinstance(teacher, SelfTeacher):
+        raise ConfigurationError(f"{type(teacher).__name__} makes a teacher of the student: use SelfDistillation")
+    made = as_teacher(teacher)
+    if made is not None:
+        made.check_task(task)
+    return made
+
+
 class OfflineDistillation(DistillModule):
     """Offline distillation: a frozen, trained teacher supplies targets.
 
@@ -101,12 +116,7 @@ class OfflineDistillation(DistillModule):
                 raise ConfigurationError(f"response must be a loss such as KD(), null or default, not {response!r}")
             response = ForwardKL() if task.counts_tokens else KD()
         check_response(response, task)
-        check_apart(student, teacher)
-        if isinstance(teacher, SelfTeacher):
-            raise ConfigurationError(f"{type(teacher).__name__} makes a teacher of the student: use SelfDistillation")
-        self.teacher = as_teacher(teacher)
-        if self.teacher is not None:
-            self.teacher.check_task(task)
+        self.teacher = teacher_of(student, teacher, task)
         self.response = response
 
     def setup(self, stage: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.losses.base import ResponseLoss
 from kdlightning.modules.names import is_of_other_network
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
@@ -34,10 +35,27 @@ def check_tags(owner: str, tags: Mapping[str, Weight], given: Mapping[str, Weigh
         )
 
 
+def tag_divergence(response: ResponseLoss, step: DistillStep, number: int) -> Tensor:
+    """The mean divergence from the teacher over the counted tokens of one task's samples; 0 without any.
+
+    Args:
+        response: a sum over the tokens that `batch.mask` counts, such as `ForwardKL`.
+        step: with the teacher's answer.
+        number: of the tag.
+    """
+    batch, mask = step.batch, _tag_mask(step, number)
+    value = response(step.student, step.teacher, batch=replace(batch, mask=mask), progress=step.progress)
+    return value / mask.sum().clamp(min=1)
+
+
 def tag_loss(task: Task, step: DistillStep, number: int) -> Tensor:
     """The student's mean loss over the counted tokens of one task's samples; 0, with zero gradient, without any."""
+    mask = _tag_mask(step, number)
+    return task.loss(step.student, replace(step.batch, mask=mask)) / mask.sum().clamp(min=1)
+
+
+def _tag_mask(step: DistillStep, number: int) -> Tensor:
     batch = step.batch
     if batch.tags is None or batch.mask is None:
         raise ConfigurationError("a method of several tasks needs batches with tags, as BlackBoxData makes them")
-    mask = batch.mask & (batch.tags == number)[:, None]
-    return task.loss(step.student, replace(batch, mask=mask)) / mask.sum().clamp(min=1)
+    return batch.mask & (batch.tags == number)[:, None]
