@@ -32,17 +32,17 @@ def load_records(records: str | Path | Sequence[Record], owner: str) -> list[Rec
 
 
 def field_of(record: Record, name: str) -> Any:
-    """A field's value; `a.b` looks inside an object.
+    """A field's value; `a.b` looks inside an object, also for a name that has dots of its own (`outputs.phi-1.5`).
 
     Raises:
         ConfigurationError: the record has no such field.
     """
-    if name in record:
-        return record[name]
     value: Any = record
-    for part in name.split("."):
-        if not isinstance(value, Mapping) or part not in value:
+    rest = name
+    while not isinstance(value, Mapping) or rest not in value:
+        part, dot, rest = rest.partition(".")
+        if not isinstance(value, Mapping) or not dot or part not in value:
             known = value if isinstance(value, Mapping) else record
             raise ConfigurationError(f"the records have no field {name!r}{nearest(part, map(str, known))}")
         value = value[part]
-    return value
+    return value[rest]
