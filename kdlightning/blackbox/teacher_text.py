@@ -13,14 +13,37 @@ from tempfile import mkdtemp
 from typing import Any, Literal
 
 from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, collect
+from kdlightning.blackbox.estimate import estimate_rounds
 from kdlightning.blackbox.report import read_report, summary, write_report, write_whole
 from kdlightning.blackbox.sequences import tokenize
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import TextGenerator
+from kdlightning.generation.base import TextGenerator, require
+from kdlightning.generation.budget import Budget, BudgetSpentError, Estimate
+from kdlightning.generation.engine import EngineResult
 from kdlightning.generation.store import CompletionStore
+from kdlightning.generation.usage import Usage
 from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 TOO_LONG = "longer than max_length tokens"
+
+
+@dataclass
+class Asked:
+    """What came of asking a teacher.
+
+    Attributes:
+        outcomes: one for each answer, as the report has them; none where the budget ended.
+        results: of each round.
+        spent: requests, tokens and money; tokens where the generator tells them, or a budget asks for them.
+        ended: where the budget ended, a sentence; None otherwise.
+        products: further files that the method has written.
+    """
+
+    outcomes: list[Outcome]
+    results: list[EngineResult]
+    spent: Usage
+    ended: str | None = None
+    products: list[Path] = field(default_factory=list)
 
 
 @dataclass
@@ -43,6 +66,8 @@ class TeacherText:
         vocab_size: of a trained one.
         max_length: longest example in tokens.
         progress: whether to show bars and the summary.
+        given_folder: where to keep all that instead.
+        tested: the records of the test split, about which nobody is asked.
     """
 
     method: BlackBoxMethod
@@ -56,10 +81,14 @@ class TeacherText:
     vocab_size: int = 2000
     max_length: int = 512
     progress: bool = True
+    given_folder: str | None = None
+    tested: Sequence[Problem] = ()
 
     @property
     def folder(self) -> Path:
-        """The folder, beside the store."""
+        """The folder, beside the store if no other is given."""
+        if self.given_folder is not None:
+            return Path(self.given_folder)
         path = Path(self.store)
         return path.with_name(f"{path.stem}.{type(self.method).__name__}")
 
@@ -76,27 +105,60 @@ class TeacherText:
         Raises:
             ConfigurationError: no answer was kept.
         """
+        asked = self.ask()
+        said = summary(asked.outcomes)
+        if not self._is_enough(asked.outcomes):
+            details = [f" ({outcome.detail})" for outcome in asked.outcomes if outcome.detail][:1]
+            raise ConfigurationError(f"nothing to train on: {said}{''.join(details)}; see {self.report}")
+        if self.progress:
+            failed = sum(len(result.failures) for result in asked.results)
+            more = f"; {failed} requests failed, and are asked again by the next fit" if failed else ""
+            print(f"{type(self.method).__name__}: {said}{more}; report: {self.report}", file=sys.stderr)
+
+    def ask(self, budget: Budget | None = None) -> Asked:
+        """The same, whatever comes of it.
+
+        Args:
+            budget: the most that may be spent; where it ends, nothing is written but the store.
+        """
+        budget = Budget() if budget is None else budget
         everything = {problem.number: problem for problems in self.problems.values() for problem in problems}
         parts = {problem.number: part for part, problems in self.problems.items() for problem in problems}
+        problems = list(everything.values())
+        options: dict[str, Any] = {"others": self.others, "budget": budget, "progress": self.progress}
         with CompletionStore(self.store) as store:
-            asked = list(everything.values())
-            outcomes, results = collect(
-                self.method, asked, self.generator, store, others=self.others, progress=self.progress
-            )
+            try:
+                outcomes, results = collect(self.method, problems, self.generator, store, **options)
+            except BudgetSpentError as error:
+                return Asked([], [*error.earlier, error.result], budget.spent, str(error))
         examples = [example for name in self.method.students for example in self.examples("train", outcomes, name)]
         if examples:
             tokenizer = self._make_tokenizer(examples)
             outcomes = [self._fitting(outcome, everything[outcome.record], tokenizer) for outcome in outcomes]
         write_report(self.report, outcomes, everything, parts)
-        self.method.write_products(self.folder, asked, outcomes)
-        if not (self.examples("train", outcomes) if self.method.students else any(each.kept for each in outcomes)):
-            details = [f" ({outcome.detail})" for outcome in outcomes if outcome.detail][:1]
-            raise ConfigurationError(f"nothing to train on: {summary(outcomes)}{''.join(details)}; see {self.report}")
-        write_whole(self.folder / "prepared.json", json.dumps({"digest": self._digest()}))
-        if self.progress:
-            failed = sum(len(result.failures) for result in results)
-            more = f"; {failed} requests failed, and are asked again by the next fit" if failed else ""
-            print(f"{type(self.method).__name__}: {summary(outcomes)}{more}; report: {self.report}", file=sys.stderr)
+        products = self.method.write_products(self.folder, problems, outcomes)
+        products += self.method.write_test_products(self.folder, self.tested)
+        if self._is_enough(outcomes):
+            write_whole(self.folder / "prepared.json", json.dumps({"digest": self._digest()}))
+        return Asked(outcomes, results, budget.spent, products=products)
+
+    def estimate(self) -> tuple[str | None, Estimate]:
+        """The first round that the store has not all answers of: its name, and what it would ask and cost at most.
+
+        Nothing is asked and nothing written; the name is None if nothing is to be asked.
+        """
+        require(self.generator, self.method.needs, type(self.method).__name__)
+        problems = {problem.number: problem for part in self.problems.values() for problem in part}
+        rounds = self.method.collect(list(problems.values()))
+        with CompletionStore(self.store if Path(self.store).exists() else ":memory:") as store:
+            return estimate_rounds(rounds, {"teacher": self.generator, **self.others}, store)
+
+    def _is_enough(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether there is something to learn from, and of the teacher."""
+        kept = any(outcome.kept for outcome in outcomes)
+        if self.method.students:
+            return kept and bool(self.examples("train", outcomes))
+        return self.method.may_be_empty or kept
 
     def is_prepared(self) -> bool:
         """Whether the folder was made from this method, these records, this teacher and this tokenizer."""

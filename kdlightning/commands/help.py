@@ -7,6 +7,7 @@ COMMANDS: dict[str, str] = {
     "validate": "measure a checkpoint on the validation split",
     "test": "measure the last and the best checkpoint on the test split",
     "predict": "write a checkpoint's predictions to predictions.jsonl",
+    "generate": "ask a black-box teacher for the text that its store lacks",
     "run": "run a recipe: several stages, from the teacher to a table that compares",
     "list": "list the methods and recipes that ship, by access, mode and knowledge",
     "taps": "print the tensors inside a model that a method can read, with their shapes",
@@ -67,6 +68,25 @@ TEXTS: dict[str, str] = {
     + _TRAINING.format(checkpoint="which checkpoint (default: the newest run's last one)")
     + "\n"
     + _RUNS,
+    "generate": "usage: kdlightning generate [-c NAME|PATH]... [--dry-run] [--max_requests N] [--max_tokens N]"
+    " [--max_money X]\n\n"
+    "Asks a configuration's teacher for the text that its store lacks, filters it, and ends with a table: what was\n"
+    "asked, failed, kept and dropped, and what it cost. It can be killed at any moment and started again: what was\n"
+    "answered is never asked twice. `fit` on the same configuration reads the same store.\n\n"
+    "Examples\n"
+    "  kdlightning generate -c blackbox/cot/fine_tune_cot --data.path=problems.jsonl --dry-run\n"
+    "  kdlightning generate -c blackbox/cot/fine_tune_cot --data.path=problems.jsonl\n"
+    "  kdlightning generate -c mine.yaml --max_money=5\n\n"
+    "Options\n"
+    "  -c, --config NAME|PATH    as for fit; --model is not needed\n"
+    "  --data.OPTION=VALUE       as for fit\n"
+    "  --dry-run                 say what the first round that is not complete would ask, and ask nothing\n"
+    "  --max_requests N, --max_tokens N, --max_money X   stop there; the same command goes on\n"
+    "  --allow_failed            exit code 0 also when requests failed\n"
+    "  --result PATH             also write the table's numbers as JSON\n"
+    "  --debug                   show the traceback of an error\n\n"
+    "Exit code: 0 if everything was answered, 1 if requests failed or the budget ended (they are listed, and the same\n"
+    "command asks again for these alone), 2 for wrong input.\n",
     "run": "usage: kdlightning run NAME|PATH [--seed N] [--output DIR] [--fresh] [--no-baseline] [--dry-run]\n\n"
     "Runs the stages of a recipe and ends with a table. Finished stages are skipped while nothing that they depend\n"
     "on has changed; a run that was killed continues.\n\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from kdlightning.errors import ConfigurationError, nearest
 
 _SHARED = ("config", "c", "print_config", "seed_everything", "trainer", "model", "data", "ckpt_path", "weights_only")
 _OPTIONS: dict[str, tuple[str, ...]] = {
+    "generate": ("config", "c", "print_config", "seed_everything", "trainer", "model", "data"),
     "fit": _SHARED,
     "validate": (*_SHARED, "verbose"),
     "test": (*_SHARED, "verbose"),
@@ -40,7 +41,7 @@ class Request:
     """A training command, read.
 
     Attributes:
-        command: fit, validate, test or predict.
+        command: fit, validate, test, predict or generate.
         arguments: what Lightning's parser gets, with configurations as paths.
         configs: the configuration files in their order, and what each holds.
         options: all options with values, in their order, without configurations.
@@ -63,20 +64,21 @@ class Request:
     only_prints: bool = False
 
 
-def read_request(command: str, argv: list[str], *, weights: bool = True) -> Request:
+def read_request(command: str, argv: list[str], *, weights: bool = True, own: Sequence[str] = ()) -> Request:
     """Reads and checks the arguments of a training command.
 
     Args:
-        command: fit, validate, test or predict.
+        command: fit, validate, test, predict or generate.
         argv: its arguments.
         weights: whether files of weights must exist.
+        own: options that the command has read already, for the hint at a wrong one.
 
     Raises:
         ConfigurationError: the first mistake found, in one sentence.
     """
     request = Request(command)
     for option, value in _pairs(command, argv):
-        _take(request, option, value)
+        _take(request, option, value, own)
     if request.only_prints:
         return request
     _take_run_config(request)
@@ -86,7 +88,9 @@ def read_request(command: str, argv: list[str], *, weights: bool = True) -> Requ
     for path, content in request.configs:
         check_content(path, content, command)
     for place, value in checkpoints_of(request).items() if weights else ():
-        _check_file(value, place)
+        # Who generates needs no student.
+        if command != "generate" or place.startswith("data."):
+            _check_file(value, place)
     if not request.name:
         request.name = _default_name(request)
     return request
@@ -110,7 +114,7 @@ def _pairs(command: str, argv: list[str]) -> Iterator[tuple[str, str | None]]:
             yield option, None
 
 
-def _take(request: Request, option: str, value: str | None) -> None:
+def _take(request: Request, option: str, value: str | None, own: Sequence[str]) -> None:
     known = _OPTIONS[request.command]
     bare = option.lstrip("-")
     head = re.split(r"[.+]", bare, maxsplit=1)[0]
@@ -119,7 +123,7 @@ def _take(request: Request, option: str, value: str | None) -> None:
         request.configs.append((path, load(path)))
         request.arguments += ["--config", str(path)]
         return
-    if bare in _OWN:
+    if bare in _OWN and (bare == "name" or request.command != "generate"):
         _take_own(request, bare, _needed(option, value))
         return
     if bare == "help-all":
@@ -127,7 +131,7 @@ def _take(request: Request, option: str, value: str | None) -> None:
         request.arguments.append("--help")
         return
     if not option.startswith("--") or head not in known:
-        names = [f"--{name}" for name in (*known, *_USUAL, "help", "help-all", "debug") if name != "c"]
+        names = [f"--{name}" for name in (*known, *_USUAL, "help", "help-all", "debug") if name != "c"] + [*own]
         raise ConfigurationError(f"{request.command} has no option {option}{nearest(option, names)}")
     if bare.endswith(".help") or bare == "print_config":
         request.only_prints = True

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kdlightning.commands import generate
 from kdlightning.commands.options import Parser
 from kdlightning.commands.precheck import check_content, load, read_request
 from kdlightning.commands.runs import read_result
@@ -79,7 +80,11 @@ def _check_stages(recipe: Recipe, source: str) -> None:
                 continue
             if not stage.config and not words:
                 raise ConfigurationError("it has neither config nor arguments")
-            read_request(stage.command, [*words, "--name", stage.name], weights=False)
+            words += ["--name", stage.name]
+            if stage.command == "generate":
+                generate.read(words, weights=False)
+            else:
+                read_request(stage.command, words, weights=False)
         except ConfigurationError as error:
             raise ConfigurationError(f"{where}: {error}") from error
 

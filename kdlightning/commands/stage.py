@@ -37,7 +37,8 @@ class Screen:
         self.place = f"[{number}/{count}] {plan.stage.name}"
         self._stage_begun = self._written = time.monotonic()
         self._last = "starting"
-        words = {"skip": "finished before, skipped", "resume": "goes on from its last checkpoint", "run": plan.reason}
+        rest = "with what its store lacks" if plan.stage.command == "generate" else "from its last checkpoint"
+        words = {"skip": "finished before, skipped", "resume": f"goes on {rest}", "run": plan.reason}
         text = f"{self.place}: {words[plan.action]}" if plan.action != "run" else f"{self.place}: {plan.stage.command}"
         if plan.reason.startswith(("its settings", "/")) or plan.reason.endswith("changed"):
             text += f" ({plan.reason})"

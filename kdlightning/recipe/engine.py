@@ -115,7 +115,8 @@ class Engine:
         elif entry.get("key") == key:
             run = Path(entry["run"]) if entry.get("run") else None
             resumes = run is not None and (run / "checkpoints" / "last.ckpt").is_file()
-            action = "resume" if resumes else "run"
+            # A store keeps what a killed generation was answered.
+            action = "resume" if resumes or stage.command == "generate" else "run"
             return Plan(stage, action, "it did not finish", key, run, self._arguments(stage, run, resumes), log)
         else:
             reason = "its settings or what it reads changed" if entry else "not run yet"
@@ -148,12 +149,22 @@ class Engine:
     # -- products --------------------------------------------------------------------------------------------------
 
     def _products(self, plan: Plan) -> list[Path]:
+        if plan.stage.command == "generate":
+            return self._generated(plan.stage)
         if plan.run is None:
             return []
         found = [plan.run / "checkpoints" / f"{which}.ckpt" for which in ("last", "best")]
         if "export" in plan.stage.then:
             found += sorted(path for path in (plan.run / "export").iterdir() if path.is_file())
         return [path for path in found if path.is_file()]
+
+    def _result_file(self, stage: Stage) -> Path:
+        return self.folder / "generated" / f"{stage.name}.json"
+
+    def _generated(self, stage: Stage) -> list[Path]:
+        """What `generate` says that it has written: the report, and what else the method leaves beside it."""
+        result = json.loads(self._result_file(stage).read_text(encoding="utf-8"))
+        return [Path(name) for name in (result["report"], *result["products"])]
 
     @staticmethod
     def _sign(path: Path) -> dict[str, Any]:
@@ -199,7 +210,16 @@ class Engine:
             "seed": self._seed_of(stage),
             "reads": {text: self._read_hash(stage, text) for text in references([stage.config, stage.arguments])},
         }
+        texts = self._texts_before(stage)
+        if texts:
+            content["texts"] = texts
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _texts_before(self, stage: Stage) -> dict[str, list[str]]:
+        """Reports of the generate stages before one: which of their stores it reads stands in no reference."""
+        earlier = self.recipe.stages[: self.recipe.stages.index(stage)] if stage.command != "generate" else ()
+        entries = {other.name: self.state.get(other.name, {}) for other in earlier if other.command == "generate"}
+        return {name: [s["sha256"] for s in entry.get("products", {}).values()] for name, entry in entries.items()}
 
     def _read_hash(self, stage: Stage, text: str) -> str:
         if text == "seed":
@@ -258,7 +278,9 @@ class Engine:
             path = self.find_config(part) if isinstance(part, str) else self._config_file(stage, number)
             made += ["--config", str(path)]
         made += self.fill(stage, stage.arguments)
-        if stage.command != "export":
+        if stage.command == "generate":
+            made += [f"--seed_everything={self._seed_of(stage)}", "--result", str(self._result_file(stage))]
+        elif stage.command != "export":
             made += ["--name", f"{self.recipe.name}/{stage.name}", f"--seed_everything={self._seed_of(stage)}"]
             made += [f"--trainer.default_root_dir={self.runs}"]
         if run is not None:

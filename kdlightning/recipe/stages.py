@@ -9,7 +9,7 @@ from typing import Any
 
 from kdlightning.errors import ConfigurationError, nearest
 
-COMMANDS = ("fit", "validate", "test", "predict", "export")
+COMMANDS = ("generate", "fit", "validate", "test", "predict", "export")
 ROLES = ("teacher", "baseline", "student")
 _PRODUCTS = ("best", "last", "run", "export")
 _STAGE_KEYS = ("command", "config", "arguments", "then", "repeat", "first", "role", "label")
@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         name: `teacher`, or `born.2` for a repetition.
         base: the name as the recipe has it.
-        command: fit, validate, test, predict or export.
+        command: generate, fit, validate, test, predict or export.
         config: configurations by name or path, or written out, in their order.
         arguments: further arguments of the command.
         then: what follows a fit in the same process.
@@ -121,7 +121,8 @@ def _expand(name: str, spec: Any, shared: Mapping[str, Any], source: str) -> Ite
     for part in listed:
         if not isinstance(part, (str, Mapping)):
             raise ConfigurationError(f"{where}: config must be a name, options, or a list of these, not {part!r}")
-    if listed and shared:
+    if shared and (listed or command == "generate"):
+        # What the stages share may be all that a teacher is asked with.
         listed.insert(0, shared)
     stage = Stage(
         name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from kdlightning.commands.stage import Screen
 from kdlightning.errors import ConfigurationError
 from kdlightning.recipe import Engine, Plan, parse_recipe
 
@@ -28,17 +30,25 @@ class Fake:
         self.started: list[list[str]] = []
         self.codes: dict[str, int] = {}
         self.weights = "weights"
-        self.dies_after_checkpoint = ""
+        self.dies_while = ""
+        self.report = "text"
 
     def __call__(self, plan: Plan, command: list[str]) -> int:
         self.started.append(command[3:])
         name = plan.stage.name
+        if plan.stage.command == "generate" and self.codes.get(name, 0) == 0:
+            if self.dies_while == name:
+                raise KeyboardInterrupt
+            report, result = Path("store.Method/report.jsonl"), Path(command[command.index("--result") + 1])
+            for path, content in ((report, self.report), (result, json.dumps({"report": str(report), "products": []}))):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content)
         if plan.run is not None and self.codes.get(name, 0) == 0:
             folder = plan.run / "checkpoints"
             folder.mkdir(parents=True, exist_ok=True)
             for which in ("last", "best"):
                 (folder / f"{which}.ckpt").write_text(f"{self.weights} of {name} {which}")
-            if self.dies_after_checkpoint == name:
+            if self.dies_while == name:
                 raise KeyboardInterrupt
             (plan.run / "result.json").write_text("{}")
             if "export" in plan.stage.then:
@@ -143,10 +153,10 @@ def test_a_changed_product_is_made_again_and_a_touched_one_is_not(engine, fake: 
 
 
 def test_a_killed_stage_goes_on_from_its_last_checkpoint(engine, fake: Fake) -> None:
-    fake.dies_after_checkpoint = "student"
+    fake.dies_while = "student"
     with pytest.raises(KeyboardInterrupt):
         engine().run()
-    fake.dies_after_checkpoint = ""
+    fake.dies_while = ""
     fake.started.clear()
     engine().run()
     (arguments,) = fake.started
@@ -256,6 +266,59 @@ def test_an_export_stage_reads_a_product(engine, fake: Fake) -> None:
     }
     engine({"stages": stages}).run()
     assert fake.started[2] == ["export", "runs/r/student/seed0/version_0/checkpoints/best.ckpt", "--format", "timm"]
+
+
+TEXT = {
+    "shared": {"data": {"init_args": {"store": "store.sqlite"}}},
+    "stages": {
+        "alone": {"role": "baseline", "config": {"model": "S"}},
+        "text": {"command": "generate"},
+        "student": {"role": "student", "config": {"model": "S"}},
+    },
+}
+
+
+def test_a_generate_stage_takes_the_shared_data_and_leaves_a_report(engine, fake: Fake) -> None:
+    recipe = engine(TEXT)
+    recipe.run()
+    command, *arguments = fake.started[1]
+    assert command == "generate"
+    assert yaml.safe_load(Path(arguments[1]).read_text()) == TEXT["shared"]
+    assert arguments[0] == "--config"
+    assert arguments[2:] == ["--seed_everything=0", "--result", "runs/r/recipe/seed0/generated/text.json"]
+    assert list(recipe.state["text"]["products"]) == ["store.Method/report.jsonl"]
+    fake.started.clear()
+    engine(TEXT).run()
+    assert fake.started == []
+
+
+def test_a_changed_or_lost_report_is_made_again_and_read_anew_by_the_stages_after_it(engine, fake: Fake) -> None:
+    engine(TEXT).run()
+    fake.started.clear()
+    Path("store.Method/report.jsonl").unlink()
+    engine(TEXT).run()
+    assert [started[0] for started in fake.started] == ["generate"], "it came out the same"
+    fake.started.clear()
+    fake.report = "more text"
+    Path("store.Method/report.jsonl").write_text("changed")
+    engine(TEXT).run()
+    assert [started[0] for started in fake.started] == ["generate", "fit"]
+    assert fake.names() == ["student"]
+
+
+def test_a_killed_generate_stage_goes_on(engine, fake: Fake, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.dies_while = "text"
+    with pytest.raises(KeyboardInterrupt):
+        engine(TEXT).run()
+    fake.dies_while = ""
+    recipe = engine(TEXT)
+    plan = recipe.plan(recipe.recipe.stages[1])
+    assert (plan.action, plan.run) == ("resume", None)
+    Screen().show(plan, 2, 3)
+    assert capsys.readouterr().out == "[2/3] text: goes on with what its store lacks\n"
+    fake.started.clear()
+    recipe.run()
+    assert [started[0] for started in fake.started] == ["generate", "fit"]
 
 
 def test_without_baseline(engine, fake: Fake) -> None:

@@ -57,7 +57,7 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(name: str) -> dict[str, Any]:
         content = yaml.safe_load(RECIPES[name].read_text())
-        data = {"CIFAR100": made_cifar, "ImageFolder": made_folder}.get(
+        data = {"CIFAR100": made_cifar, "ImageFolder": made_folder, "BlackBoxData": RECORDS.get(name)}.get(
             content["shared"]["data"]["class_path"].rsplit(".", 1)[-1]
         )
         options = [] if data is None else data(tmp_path / "data")
@@ -71,6 +71,7 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return {
             stage.name: result_of(runs / stage.name / f"seed{stage.number - 1}" / "version_0")
             for stage in parse_recipe(name, content, name).stages
+            if stage.command != "generate"
         }
 
     return run
@@ -109,6 +110,26 @@ def made_folder(folder: Path) -> list[str]:
     return [f"--data.init_args.{name}={value}" for name, value in options.items()]
 
 
+def made_problems(folder: Path) -> list[str]:
+    """Sums with a recorded rationale and answer, of which some are wrong or missing."""
+    folder.mkdir()
+    records = [
+        {
+            "question": f"Ann has {n} apples and buys {n % 7}. How many has she?",
+            "answer": float(n + n % 7),
+            "llm_rationale": f"She has {n} and buys {n % 7}. {n} + {n % 7} = {n + n % 7}.",
+            "llm_answer": None if n % 10 == 9 else float(n + n % 7 + (n % 10 == 8)),
+        }
+        for n in range(40)
+    ]
+    (folder / "problems.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return [f"--data.init_args.path={folder / 'problems.jsonl'}"]
+
+
+# Made-up records of each black-box recipe.
+RECORDS = {"fine_tune_cot": made_problems}
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,6 +137,9 @@ def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.Capt
     shown = capsys.readouterr().out
     stages = parse_recipe(name, yaml.safe_load(RECIPES[name].read_text()), name).stages
     for stage in stages:
+        if stage.command == "generate":
+            assert f"{stage.name}: generate" in shown
+            continue
         result = results[stage.name]
         assert result["steps"] == (2 if stage.command == "fit" else 0)
         if stage.role is None:  # a first stage that leaves something for a later one, and no student
@@ -129,7 +153,8 @@ def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.Capt
     assert ("chosen on test, not reportable" in shown) == on_test
     assert ("* chosen by validation" in shown) != on_test
     given = [line for line in shown.splitlines() if line.startswith("teacher, as given")]
-    assert len(given) == all(stage.role != "teacher" for stage in stages)
+    black_box = read_header(RECIPES[name])["access"] == "black_box"
+    assert len(given) == (not black_box and all(stage.role != "teacher" for stage in stages))
     for line in given:
         assert f"{distilled['metrics']['test']['last']['teacher_acc']:.4f}" in line
         assert "21,797,672" in line, "ResNet-34 has so many parameters"
