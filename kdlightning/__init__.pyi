@@ -1,8 +1,19 @@
 """The lazy names, for editors and type checkers; written by docs/make_stub.py from `_EXPORTS`."""
 
 from kdlightning.blackbox.answer_only import AnswerOnly as AnswerOnly
+from kdlightning.blackbox.cot.disco import DISCO as DISCO
+from kdlightning.blackbox.cot.disco_data import CounterfactualData as CounterfactualData
+from kdlightning.blackbox.cot.disco_filters import DiscoHeuristics as DiscoHeuristics
+from kdlightning.blackbox.cot.distilling_step_by_step import DistillingStepByStep as DistillingStepByStep
 from kdlightning.blackbox.cot.fine_tune_cot import FineTuneCoT as FineTuneCoT
+from kdlightning.blackbox.cot.mt_cot import MTCoT as MTCoT
+from kdlightning.blackbox.cot.rationalization import Rationalization as Rationalization
+from kdlightning.blackbox.cot.scott import SCOTT as SCOTT
+from kdlightning.blackbox.cot.socratic_cot import SocraticCoT as SocraticCoT
 from kdlightning.blackbox.data import BlackBoxData as BlackBoxData
+from kdlightning.blackbox.icl.in_context_distillation import InContextDistillation as InContextDistillation
+from kdlightning.blackbox.instruction.hard_instructions import HardInstructions as HardInstructions
+from kdlightning.blackbox.instruction.instruction_following import InstructionFollowing as InstructionFollowing
 from kdlightning.callbacks import EMA as EMA
 from kdlightning.callbacks import BestCheckpoint as BestCheckpoint
 from kdlightning.callbacks import ConfusionMatrix as ConfusionMatrix
@@ -26,6 +37,14 @@ from kdlightning.data.batch import LoadedBatch as LoadedBatch
 from kdlightning.errors import ConfigurationError as ConfigurationError
 from kdlightning.errors import MissingExtraError as MissingExtraError
 from kdlightning.errors import NonFiniteLossError as NonFiniteLossError
+from kdlightning.generation.base import Request as Request
+from kdlightning.generation.base import Sampling as Sampling
+from kdlightning.generation.base import TextGenerator as TextGenerator
+from kdlightning.generation.budget import Budget as Budget
+from kdlightning.generation.budget import BudgetSpentError as BudgetSpentError
+from kdlightning.generation.engine import Engine as Engine
+from kdlightning.generation.openai import OpenAIGenerator as OpenAIGenerator
+from kdlightning.generation.pair_scorer import PairScorer as PairScorer
 from kdlightning.generation.recorded import RecordedGenerator as RecordedGenerator
 from kdlightning.generation.sampler import StudentSampler as StudentSampler
 from kdlightning.generation.store import CompletionStore as CompletionStore

@@ -25,6 +25,7 @@ _NUMBER = re.compile(
         (?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?""",
     re.VERBOSE,
 )
+_LEAD_IN = re.compile(r"\W*(?:so|thus|hence|then|therefore)?\W*", re.IGNORECASE)
 _YES_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
@@ -82,6 +83,8 @@ def answers_match(prediction: str | None, gold: str | None, kind: AnswerKind) ->
 def split_at_trigger(text: str) -> tuple[str, str]:
     """What stands before the last trigger, without the beginning of its sentence, and the rest.
 
+    "So" alone before it is nothing.
+
     Without a trigger the rest is empty.
     """
     starts = [match.start() for match in _trigger_pattern(()).finditer(text)]
@@ -92,6 +95,7 @@ def split_at_trigger(text: str) -> tuple[str, str]:
     # "####" and "Answer:" begin something new wherever they stand; "the answer is" may have a "So" before it.
     if not cut or text[starts[-1]] not in "tT":
         cut = starts[-1]
+    cut = 0 if _LEAD_IN.fullmatch(text[:cut]) else cut
     return text[:cut].strip(), text[cut:].strip()
 
 

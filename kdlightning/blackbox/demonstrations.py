@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ class Demonstrations:
         question_field: field that a demonstration is told from a record by.
     """
 
-    bank: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    bank: tuple[Mapping[str, Any], ...] = ()
     count: int = 0
     choice: Choice = "first"
     seed: int = 0

@@ -9,6 +9,7 @@ from kdlightning.blackbox.answers import AnswerKind, answers_match, canonical_an
 from kdlightning.blackbox.base import BlackBoxMethod, Prediction, Problem, Round, Rounds
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Request, Sampling
+from kdlightning.generation.records import field_of
 
 SEPARATOR = "-->"
 NO_GOLD = "the record has no gold answer"
@@ -73,3 +74,20 @@ class QuestionAnswering(BlackBoxMethod):
         if problem.gold is None or self.kind == "text":
             return problem.gold if problem.gold is None else problem.gold.strip()
         return canonical_answer(problem.gold, self.kind)
+
+
+def choices_of(problem: Problem, field: str | None) -> list[str]:
+    """The choices that a question offers, from the field that lists them; none without a field.
+
+    Raises:
+        ConfigurationError: the field is missing, or holds no list.
+    """
+    if field is None:
+        return []
+    choices = field_of(problem.record, field)
+    if not isinstance(choices, (list, tuple)):
+        raise ConfigurationError(
+            f"record {problem.number}: choices_field {field!r} holds a {type(choices).__name__}, "
+            "and choices are a list of texts"
+        )
+    return [str(choice).strip() for choice in choices]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,16 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """One line: how many were kept, and how many were dropped for which reason."""
+    """One line: how many were kept, of which sources if a method names them, and how many dropped for which reason."""
     counts = count_reasons(outcomes)
     kept = counts.pop("kept")
+    sources = ", ".join(f"{count} {source}" for source, count in count_sources(outcomes).items())
     dropped = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-    return f"{kept} of {len(outcomes)} answers kept" + (f"; dropped: {dropped}" if dropped else "")
+    told = f" ({sources})" if sources else ""
+    return f"{kept} of {len(outcomes)} answers kept{told}" + (f"; dropped: {dropped}" if dropped else "")
+
+
+def count_sources(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """How many kept outcomes there are of each source, the most frequent first, in methods that name one in `texts`."""
+    counts = Counter(each.texts["source"] for each in outcomes if each.kept and "source" in each.texts)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

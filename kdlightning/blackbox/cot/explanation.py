@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdlightning.blackbox.base import Problem
+from kdlightning.blackbox.question_answering import choices_of
 from kdlightning.blackbox.templates import render
-from kdlightning.errors import ConfigurationError
 from kdlightning.generation.records import field_of, load_records
 
 
@@ -27,20 +27,8 @@ class ExplanationPrompt:
     demonstrations: list[dict[str, Any]] = field(default_factory=list)
 
     def choices(self, problem: Problem) -> list[str]:
-        """The choices that a question offers.
-
-        Raises:
-            ConfigurationError: the field is missing, or holds no list.
-        """
-        if self.choices_field is None:
-            return []
-        choices = field_of(problem.record, self.choices_field)
-        if not isinstance(choices, (list, tuple)):
-            raise ConfigurationError(
-                f"record {problem.number}: choices_field {self.choices_field!r} holds a {type(choices).__name__}, "
-                "and choices are a list of texts"
-            )
-        return [str(choice).strip() for choice in choices]
+        """The choices that a question offers."""
+        return choices_of(problem, self.choices_field)
 
     def __call__(self, problem: Problem, answer: str) -> str:
         """The prompt that asks why this is the answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, ClassVar
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer, split_at_trigger
 from kdlightning.blackbox.base import KEPT, Example, Outcome, Problem, Round, Rounds
@@ -47,6 +48,8 @@ class FineTuneCoT(QuestionAnswering):
         answer_prompt: template of the second; it may use `prompt`, `rationale`, `question` and `record`.
     """
 
+    stop: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         kind: AnswerKind = "number",
@@ -77,13 +80,13 @@ class FineTuneCoT(QuestionAnswering):
 
     def collect(self, problems: Sequence[Problem]) -> Rounds[list[Outcome]]:
         """One round for rationales, one for answers; records without a gold answer are not asked about."""
-        asked = [problem for problem in problems if self.gold(problem) is not None]
+        asked = [problem for problem in problems if self.asks(problem)]
         first = [self._rationale_request(problem) for problem in asked]
         answers = yield Round("Rationales", first)
         outcomes = [
             Outcome(problem.number, sample, NO_GOLD)
             for problem in problems
-            if self.gold(problem) is None
+            if not self.asks(problem)
             for sample in range(self.samples)
         ]
         open_: list[tuple[Problem, Outcome]] = []
@@ -100,22 +103,25 @@ class FineTuneCoT(QuestionAnswering):
                 outcomes.append(self._read_answer(problem, outcome, answer))
         return sorted(outcomes, key=lambda outcome: (outcome.record, outcome.sample))
 
+    def asks(self, problem: Problem) -> bool:
+        """Whether the teacher is asked about a record: if it has a gold answer."""
+        return self.gold(problem) is not None
+
+    def template_values(self, problem: Problem) -> dict[str, Any]:
+        """What the teacher's templates may use of a record."""
+        return {"question": problem.question, "record": problem.record}
+
     def _rationale_request(self, problem: Problem) -> Request:
-        prompt = render(self.rationale_prompt, question=problem.question, record=problem.record)
+        prompt = render(self.rationale_prompt, **self.template_values(problem))
         origin = Origin(problem.question, "rationale")
-        return Request(prompt, samples=self.samples, sampling=self.rationale_sampling, origin=origin)
+        return Request(prompt, samples=self.samples, sampling=self.rationale_sampling, stop=self.stop, origin=origin)
 
     def _answer_request(self, problem: Problem, outcome: Outcome) -> Request:
-        rationale = outcome.texts["rationale"]
-        prompt = render(
-            self.answer_prompt,
-            prompt=render(self.rationale_prompt, question=problem.question, record=problem.record),
-            rationale=rationale,
-            question=problem.question,
-            record=problem.record,
-        )
+        rationale, values = outcome.texts["rationale"], self.template_values(problem)
+        asked = render(self.rationale_prompt, **values)
+        prompt = render(self.answer_prompt, prompt=asked, rationale=rationale, **values)
         origin = Origin(problem.question, "answer", {"rationale": rationale})
-        return Request(prompt, sampling=self.answer_sampling, origin=origin)
+        return Request(prompt, sampling=self.answer_sampling, stop=self.stop, origin=origin)
 
     def _read_rationales(self, problem: Problem, answer: Answer) -> list[Outcome]:
         outcomes = []
@@ -139,11 +145,15 @@ class FineTuneCoT(QuestionAnswering):
         return self._judge(problem, outcome, f"The answer is {text}")
 
     def _judge(self, problem: Problem, outcome: Outcome, text: str) -> Outcome:
-        prediction = extract_answer(text, self.kind, self.choices)
+        prediction = self.read_teacher(problem, text)
         if prediction is None:
             return replace(outcome, reason=NO_ANSWER)
         right = answers_match(prediction, problem.gold, self.kind)
         return replace(outcome, prediction=prediction, reason=KEPT if right else WRONG)
+
+    def read_teacher(self, problem: Problem, text: str) -> str | None:
+        """The teacher's answer in its text, or None."""
+        return extract_answer(text, self.kind, self.choices)
 
     # -- the student -----------------------------------------------------------------------------------------------
 

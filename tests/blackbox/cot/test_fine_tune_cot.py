@@ -110,6 +110,7 @@ def test_texts_that_end_in_their_answer_need_one_step() -> None:
         ("One. Answer: 3", "One.", "Answer: 3"),
         ("One. Two.", "One. Two.", ""),
         ("#### 3", "", "#### 3"),
+        ("So the answer is 3.", "", "So the answer is 3."),
     ],
 )
 def test_a_rationale_ends_before_its_answer(text: str, rationale: str, rest: str) -> None:
