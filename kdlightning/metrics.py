@@ -126,6 +126,56 @@ class NearestNeighbourAccuracy(Metric):
         return torch.cat(right).float().mean()
 
 
+class PairScores(Metric):
+    """How a classifier fares on counterfactual pairs, from a row for each original and for each counterfactual.
+
+    The first row of a pair (by its number) is the original x with label y; each further row is a counterfactual x' with
+    y' and makes a pair with it. Gives, as means over these pairs,
+
+    * `consistency`: the share of pairs of which both are named right (Gardner et al., 2020, for contrast sets; Chen et
+      al., ACL 2023);
+    * `sensitivity`: ½·[P(y|x) − P(y|x') + P(y'|x') − P(y'|x)], from -1 to 1, how clearly the two are told apart. This
+      form is how we know the measure of Chen et al.; it could not be checked against the paper.
+
+    Without any pair both are NaN.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+    probabilities: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+        self.add_state("probabilities", default=[], dist_reduce_fx="cat")
+
+    def update(self, pair: Tensor, index: Tensor, probabilities: Tensor, target: Tensor) -> None:
+        """Adds pair numbers, row numbers, class probabilities `(B, C)` and class numbers of some rows, `(B,)` each."""
+        self.rows.append(torch.stack([pair, index, target], dim=1))
+        self.probabilities.append(probabilities.detach().float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """`consistency` and `sensitivity`."""
+        rows, probabilities = dim_zero_cat(self.rows), dim_zero_cat(self.probabilities)
+        # In the order of pairs, and of rows within each; loaders of several processes repeat some rows.
+        places = {(pair, index): place for place, (pair, index, _) in enumerate(rows.tolist())}
+        originals: dict[int, int] = {}
+        both = [
+            (originals[pair], place)
+            for (pair, _), place in sorted(places.items())
+            if originals.setdefault(pair, place) != place
+        ]
+        if not both:
+            nothing = probabilities.new_full((), torch.nan)
+            return {"consistency": nothing, "sensitivity": nothing}
+        old, new = torch.tensor(both, device=rows.device).T
+        label, other = rows[old, 2], rows[new, 2]
+        right = probabilities.argmax(dim=1) == rows[:, 2]
+        shift = probabilities[old, label] - probabilities[new, label]
+        shift = shift + probabilities[new, other] - probabilities[old, other]
+        return {"consistency": (right[old] & right[new]).float().mean(), "sensitivity": 0.5 * shift.mean()}
+
+
 def vote(embeddings: Tensor, bank: Tensor, labels: Tensor, neighbours: int, leave_out: Tensor | None = None) -> Tensor:
     """The class `(B,)` for which the nearest neighbours of each sample vote; see `NearestNeighbourAccuracy`.
 

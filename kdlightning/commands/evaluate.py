@@ -147,7 +147,7 @@ def new_result(command: DistillCommand, inputs: Any) -> dict[str, Any]:
         },
         "seed": command.place.seed,
         "module": type(module).__name__,
-        "labels_alone": module.labels_alone,
+        "labels_alone": module.labels_alone and getattr(command.datamodule, "labels_alone", True),
         "monitor": {"name": module.task.monitor, "mode": module.task.monitor_mode},
         "metrics": {},
         "history": command.history.curves,

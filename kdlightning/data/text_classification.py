@@ -43,6 +43,10 @@ class TextClassification(DistillDataModule):
             trains a WordPiece tokenizer on the training split.
         vocab_size: of a trained tokenizer.
         max_length: texts are cut to so many tokens.
+        pair_field: field that an original and its counterfactuals share (the original stands first); `pairs` then tells
+            who belongs together, which `PairConsistency` reads. Needs validation data of their own: held-out rows
+            would tear pairs apart.
+        originals_only: train on the first row of each pair alone.
         **options: those of `DistillDataModule`.
     """
 
@@ -60,6 +64,8 @@ class TextClassification(DistillDataModule):
         tokenizer: Any = None,
         vocab_size: int = 4000,
         max_length: int = 128,
+        pair_field: str | None = None,
+        originals_only: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -70,6 +76,8 @@ class TextClassification(DistillDataModule):
             raise ConfigurationError(f"target is class or number, got {target!r}")
         if path is not None and dataset_name is not None:
             raise ConfigurationError("give either path or dataset_name, not both")
+        if originals_only and pair_field is None:
+            raise ConfigurationError("originals_only needs pair_field, which says what is an original")
         self.path = path
         self.dataset_name = dataset_name
         self.dataset_config = dataset_config
@@ -80,6 +88,9 @@ class TextClassification(DistillDataModule):
         self.target = target
         self.vocab_size = vocab_size
         self.max_length = max_length
+        self.pair_field = pair_field
+        self.originals_only = originals_only
+        self._pairs: dict[str, Tensor] = {}
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
 
@@ -100,9 +111,16 @@ class TextClassification(DistillDataModule):
         _ = self.sources
         return self.label_names if self.target == "class" else None
 
+    def pairs(self, part: str) -> Tensor | None:
+        """For each row of "val" or "test" the number of its pair `(N,)`; the first row of a pair is the original."""
+        self.setup()
+        return self._pairs.get("test" if part == "val" and self.validates_on_test else part)
+
     def load(self) -> Sources:
         """Reads, numbers the labels, and tokenizes."""
         records = self._from_datasets() if self.dataset_name is not None else self._from_files()
+        if self.pair_field is not None:
+            records = self._paired(records, self.pair_field)
         labels = {part: self._labels(rows, part) for part, rows in records.items()}
         texts = {part: [self._texts(rows, name) for name in self.fields] for part, rows in records.items()}
         given = self._given_tokenizer
@@ -118,6 +136,21 @@ class TextClassification(DistillDataModule):
             parts.get("val"),
             labels=labels["train"] if self.target == "class" else None,
         )
+
+    def _paired(self, records: dict[str, Records], name: str) -> dict[str, Records]:
+        """Notes who belongs together, and leaves counterfactuals out of training if asked to."""
+        if "val" not in records and self.val_split:
+            raise ConfigurationError(
+                f"{type(self).__name__}: pair_field needs validation data of their own; give val_path"
+            )
+        for part, rows in records.items():
+            numbers: dict[str, int] = {}
+            names = [str(value) for value in field(rows, name, type(self).__name__)]
+            self._pairs[part] = torch.tensor([numbers.setdefault(each, len(numbers)) for each in names])
+        if self.originals_only:
+            firsts = {number: row for row, number in reversed(list(enumerate(self._pairs["train"].tolist())))}
+            records = records | {"train": [records["train"][row] for row in sorted(firsts.values())]}
+        return records
 
     def _texts(self, records: Records, name: str) -> list[str]:
         return [str(text) for text in field(records, name, type(self).__name__)]
