@@ -126,8 +126,24 @@ def made_problems(folder: Path) -> list[str]:
     return [f"--data.init_args.path={folder / 'problems.jsonl'}"]
 
 
+def made_chains(folder: Path) -> list[str]:
+    """Sums in two steps, of which some end in a wrong answer."""
+    folder.mkdir()
+    steps = "How many does Ann buy? ** She buys {0}.\nHow many has she? ** She has {1} + {0} = {2}.\n#### {2}"
+    records = [
+        {
+            "question": f"Ann has {n} apples and buys {n % 7}. How many has she?",
+            "answer": f"#### {n + n % 7}",
+            "answer_socratic": steps.format(n % 7, n, n + n % 7 + (n % 10 == 8)),
+        }
+        for n in range(40)
+    ]
+    (folder / "chains.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return [f"--data.init_args.path={folder / 'chains.jsonl'}"]
+
+
 # Made-up records of each black-box recipe.
-RECORDS = {"fine_tune_cot": made_problems}
+RECORDS = {"fine_tune_cot": made_problems, "socratic_cot": made_chains}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -145,7 +161,10 @@ def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.Capt
         if stage.role is None:  # a first stage that leaves something for a later one, and no student
             continue
         kinds = ("last", "best") if stage.command == "fit" else ("built",)
-        assert all(math.isfinite(result["metrics"]["test"][which]["loss"]) for which in kinds)
+        for which in kinds:
+            tested = result["metrics"]["test"][which]
+            assert tested
+            assert all(math.isfinite(value) for value in tested.values())
         assert any(line.startswith(stage.label) for line in shown.splitlines())
     distilled = next(results[stage.name] for stage in stages if stage.base == "distilled")
     on_test = distilled.get("validates_on_test", False)
