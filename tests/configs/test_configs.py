@@ -40,11 +40,13 @@ def data_options(path: Path) -> list[str] | None:
         "TextClassification": ("sst2", 96),
         "TextCorpus": ("lm/tinyshakespeare.txt.gz", 48),
         "BlackBoxData": ("svamp_palm_cot/train.jsonl.gz", 64),
+        "CounterfactualData": ("disco_e2n.jsonl.gz", 96),
     }
     name, limit = real[data]
     options = {"path": f"{folder}/{read_header(path).get('data', name)}", "train_limit": limit}
-    # A teacher that is a model answers at its own pace.
-    options |= {"record_limit": 100} if data == "BlackBoxData" else {}
+    if data == "BlackBoxData" and "InContextDistillation" not in path.read_text():
+        # A teacher that is a model answers at its own pace. (Prompted tasks stand one after the other in their file.)
+        options["record_limit"] = 100
     return [f"--data.init_args.{option}={value}" for option, value in options.items()]
 
 

@@ -57,9 +57,12 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(name: str) -> dict[str, Any]:
         content = yaml.safe_load(RECIPES[name].read_text())
-        data = {"CIFAR100": made_cifar, "ImageFolder": made_folder, "BlackBoxData": RECORDS.get(name)}.get(
-            content["shared"]["data"]["class_path"].rsplit(".", 1)[-1]
-        )
+        data = {
+            "CIFAR100": made_cifar,
+            "ImageFolder": made_folder,
+            "BlackBoxData": RECORDS.get(name),
+            "CounterfactualData": made_counterfactuals,
+        }.get(content["shared"]["data"]["class_path"].rsplit(".", 1)[-1])
         options = [] if data is None else data(tmp_path / "data")
         for stage in content["stages"].values():
             stage["arguments"] = [*stage.get("arguments", []), *FEW_STEPS, *options]
@@ -142,8 +145,52 @@ def made_chains(folder: Path) -> list[str]:
     return [f"--data.init_args.path={folder / 'chains.jsonl'}"]
 
 
+def made_tasks(folder: Path) -> list[str]:
+    """Records of two families of tasks on whether numbers are even, as the recipe names them."""
+    folder.mkdir()
+    tasks = {
+        "glue_qqp_answer": "glue_qqp",
+        "glue_qqp_meaning": "glue_qqp",
+        "qasc_is_correct_1": "qasc",
+        "qasc_is_correct_2": "qasc",
+    }
+    records = [
+        {"family": family, "task": task, "prompt": f"{task}: is {n} even?", "completion": "no" if n % 2 else "yes"}
+        for task, family in tasks.items()
+        for n in range(20)
+    ]
+    (folder / "tasks.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return [f"--data.init_args.path={folder / 'tasks.jsonl'}"]
+
+
+def made_counterfactuals(folder: Path) -> list[str]:
+    """Perturbed premises, of which some score low or copy."""
+    folder.mkdir()
+    records = [
+        {
+            "guid": str(n),
+            "premise": f"Person {n} sings a song in town {n % 3}.",
+            "hypothesis": f"Person {n} makes music.",
+            "label": "entailment",
+            "new_label": "neutral",
+            "span_prev": "sings a song",
+            "gen_out": f"in town {n % 3}" if n % 10 == 9 else f"reads book {n}",
+            "score": 0.1 if n % 10 == 8 else 0.8,
+        }
+        for n in range(80)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return [f"--data.init_args.path={folder / 'pairs.jsonl'}"]
+
+
 # Made-up records of each black-box recipe.
-RECORDS = {"fine_tune_cot": made_problems, "socratic_cot": made_chains}
+RECORDS = {
+    "mt_cot": made_problems,
+    "distilling_step_by_step": made_problems,
+    "fine_tune_cot": made_problems,
+    "socratic_cot": made_chains,
+    "in_context_distillation": made_tasks,
+}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

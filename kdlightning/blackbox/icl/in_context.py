@@ -232,7 +232,7 @@ class InContextMethod(BlackBoxMethod):
         )
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`acc` and `macro_f1` of choices, `exact_match` and `rouge_l` of written answers."""
+        """`acc`, `most_frequent` and `macro_f1` of choices, `exact_match` and `rouge_l` of written answers."""
         return measures(predictions)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,8 +26,9 @@ class TaskPrediction(Prediction):
 
 
 def measures(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """`acc` and `macro_f1` over tasks with options, `exact_match` and `rouge_l` over the others.
+    """`acc`, `most_frequent` and `macro_f1` over tasks with options, `exact_match` and `rouge_l` over the others.
 
+    `most_frequent` is the accuracy of whoever knows of each task its most frequent right answer and nothing else.
     `acc`, `exact_match` and `rouge_l` are means over records. `macro_f1` is the mean over tasks of the unweighted mean
     F1 of the task's classes, those that occur as a gold answer or as a prediction.
     """
@@ -37,7 +39,8 @@ def measures(predictions: Sequence[Prediction]) -> dict[str, float]:
     if chosen:
         tasks = sorted({each.task for each in chosen})
         scores = [macro_f1([each for each in chosen if each.task == task]) for task in tasks]
-        values |= {"acc": _right(chosen), "macro_f1": sum(scores) / len(scores)}
+        common = sum(max(Counter(each.gold for each in chosen if each.task == task).values()) for task in tasks)
+        values |= {"acc": _right(chosen), "most_frequent": common / len(chosen), "macro_f1": sum(scores) / len(scores)}
     if written:
         values |= {"exact_match": _right(written), "rouge_l": rouge_l(written)}
     return values

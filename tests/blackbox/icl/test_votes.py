@@ -53,10 +53,11 @@ def test_choices_and_written_answers_are_measured_apart() -> None:
     ]  # fmt: skip
     found = measures(rows)
     assert found["acc"] == pytest.approx(2 / 3)
+    assert found["most_frequent"] == pytest.approx(2 / 3)
     assert found["macro_f1"] == pytest.approx((1 / 3 + 1) / 2)
     assert found["exact_match"] == 0.5
     assert found["rouge_l"] == pytest.approx((2 * 1 * (2 / 3) / (1 + 2 / 3) + 1) / 2)
-    assert set(measures(rows[:3])) == {"acc", "macro_f1"}
+    assert set(measures(rows[:3])) == {"acc", "most_frequent", "macro_f1"}
     assert measures([]) == {}
 
 
