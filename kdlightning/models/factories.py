@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def transformers_model(
         config: options of the configuration, for example `{hidden_size: 128}`; they override those of `name`.
         checkpoint: a local file of weights.
         key_map: prefixes of key names in that file, old to new; null leaves such keys out.
-        peft: options of `peft.LoraConfig`; only the adapters are trained then.
+        peft: options of `peft.LoraConfig`, for example `{r: 8, target_modules: [q_proj, v_proj]}`; only the adapters
+            are trained then. Checkpoints hold adapters and the frozen rest, and `kdlightning export` writes the plain
+            model that both make together.
     """
     import transformers
 
@@ -118,4 +121,11 @@ def _with_lora(model: nn.Module, options: dict[str, Any]) -> nn.Module:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise MissingExtraError("peft", "peft", "transformers_model(peft=…)") from error
-    return get_peft_model(model, LoraConfig(**options))
+    known = inspect.signature(LoraConfig).parameters
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"peft: LoraConfig has no option {name!r}{nearest(name, known)}")
+    try:
+        return get_peft_model(model, LoraConfig(**options))
+    except ValueError as error:  # for example modules that the model has not
+        raise ConfigurationError(f"peft: {' '.join(str(error).split())}") from error
