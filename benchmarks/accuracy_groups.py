@@ -18,6 +18,7 @@ FILES = {
     "TextClassification": "sst2",
     "TextCorpus": "lm/tinyshakespeare.txt.gz",
     "BlackBoxData": "svamp_palm_cot/train.jsonl.gz",
+    "CounterfactualData": "disco_e2n.jsonl.gz",
 }
 """Where the data of a DataModule lie below the folder; others bring theirs along."""
 MADE = ("MNIST1D",)

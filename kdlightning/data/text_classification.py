@@ -34,6 +34,7 @@ class TextClassification(DistillDataModule):
         dataset_config: its configuration, `sst2` of `glue`, say.
         val_path: a file instead of the folder's.
         test_path: a file instead of the folder's.
+        name_ending: what the folder's files have behind `train`, `dev` and `test`, for example `_paired`.
         text_field: the text's field, or the two fields of a pair.
         label_field: the label's field.
         label_names: the classes in the order of their numbers; by default as the training data have them, numbers
@@ -57,6 +58,7 @@ class TextClassification(DistillDataModule):
         dataset_config: str | None = None,
         val_path: str | None = None,
         test_path: str | None = None,
+        name_ending: str = "",
         text_field: str | list[str] = "text",
         label_field: str = "label",
         label_names: list[str] | None = None,
@@ -83,6 +85,7 @@ class TextClassification(DistillDataModule):
         self.dataset_config = dataset_config
         self.val_path = val_path
         self.test_path = test_path
+        self.name_ending = name_ending
         self.label_field = label_field
         self.label_names = label_names
         self.target = target
@@ -174,13 +177,15 @@ class TextClassification(DistillDataModule):
     def _from_files(self) -> dict[str, Records]:
         name = type(self).__name__
         path = existing(self.path, name, "a folder with train.jsonl (.csv, .tsv) or the training file; or dataset_name")
-        files = {"train": path} if path.is_file() else {part: _found(path, part) for part in _STEMS}
+        files = {"train": path} if path.is_file() else {part: _found(path, part, self.name_ending) for part in _STEMS}
         for part, given in (("val", self.val_path), ("test", self.test_path)):
             if given is not None:
                 files[part] = existing(given, name, f"the {part} file", f"give {part}_path")
         if files["train"] is None:
             here = ", ".join(sorted(entry.name for entry in path.iterdir())[:5]) or "nothing"
-            raise ConfigurationError(f"{path} has no train file ({', '.join(RECORD_SUFFIXES[::2])}); it has {here}")
+            raise ConfigurationError(
+                f"{path} has no train{self.name_ending} file ({', '.join(RECORD_SUFFIXES[::2])}); it has {here}"
+            )
         return {part: read_records(file) for part, file in files.items() if file is not None}
 
     def _from_datasets(self) -> dict[str, Records]:
@@ -224,9 +229,9 @@ class TextClassification(DistillDataModule):
         return records
 
 
-def _found(folder: Path, part: str) -> Path | None:
+def _found(folder: Path, part: str, ending: str) -> Path | None:
     for stem in _STEMS[part]:
         for suffix in RECORD_SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return folder / f"{stem}{suffix}"
+            if (folder / f"{stem}{ending}{suffix}").is_file():
+                return folder / f"{stem}{ending}{suffix}"
     return None
