@@ -52,16 +52,16 @@ def last_letters(count: int, seed: int = 0, size: int = 4, people: int = 400) ->
             (f"What is the last letter of {name}?", draw.choice(_LETTER_STEPS).format(name=name, letter=letter))
             for name, letter in zip(chosen, letters, strict=True)
         ]
-        question = f"Take the last letters of the names {' '.join(chosen)} and put them together."
+        question = f"Put the last letters of {' '.join(chosen)} together."
         return _record(question, "".join(letters), steps)
 
     return _different(count, seed, make)
 
 
 _LETTER_STEPS = (
-    "The last letter of {name} is {letter}.",
     "{name} ends in {letter}.",
-    "At the end of {name} stands {letter}.",
+    "{name} has {letter} last.",
+    "Of {name} take {letter}.",
 )
 
 

@@ -17,7 +17,7 @@ from kdlightning.errors import ConfigurationError
 @settings(max_examples=20, deadline=None)
 def test_last_letters_are_those_of_the_names(seed: int, size: int) -> None:
     for record in last_letters(5, seed, size):
-        words = record["question"].removeprefix("Take the last letters of the names ").split(" and put")[0].split()
+        words = record["question"].removeprefix("Put the last letters of ").removesuffix(" together.").split()
         assert len(words) == size
         assert record["answer"] == "".join(word[-1] for word in words)
         assert record["answer"] == extract_answer(record["reasoning"], "text")
