@@ -243,7 +243,7 @@ class Dispatcher:
             self._keep_one(call, answer, name)
 
     def _keep_one(self, call: Call, answer: Answer, name: str) -> None:
-        job, rest = call.job, set(call.request.numbers)
+        job, rest, beaten = call.job, set(call.request.numbers), self.store.beaten
         for number in sorted(rest & answer.completions.keys()):
             job.completions[number] = self.store.put(
                 job.key,
@@ -255,6 +255,9 @@ class Dispatcher:
             )
             rest.discard(number)
             self.display.advance(done=1)
+        if self.store.beaten > beaten:
+            # Somebody else works on the same list: go on elsewhere in it, so that what both ask stays little.
+            self.waiting.rotate(-random.randrange(len(self.waiting) + 1))
         again = rest - answer.failures.keys() if answer.completions else set()
         for number in rest - again:
             job.failures[number] = answer.failures.get(number, f"{name} gave no answer to sample {number}")

@@ -11,7 +11,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Request, TextGenerator
 from kdlightning.generation.budget import Budget, BudgetSpentError, Estimate
 from kdlightning.generation.dispatch import Dispatcher
-from kdlightning.generation.jobs import Job, calls_of, jobs_of, select
+from kdlightning.generation.jobs import Job, calls_of, jobs_of, no_cycles, select
 from kdlightning.generation.loops import run_to_end
 from kdlightning.generation.progress import ProgressDisplay
 from kdlightning.generation.store import CompletionStore
@@ -112,19 +112,24 @@ class Engine:
             BudgetSpentError: the next request would have exceeded the budget; what was in flight is stored.
             ConfigurationError: the generator cannot answer at all, or the store cannot be written.
         """
-        identity = self.generator.identity
-        keys, jobs = jobs_of(requests, identity)
-        result = EngineResult(title=title)
+        identity, result = self.generator.identity, EngineResult(title=title)
+        with no_cycles():
+            keys, jobs = jobs_of(requests, identity)
         with ProgressDisplay(title, sum(len(job.numbers) for job in jobs.values()), enabled=self.progress) as display:
-            result.reused = self._look(jobs)
-            display.advance(reused=result.reused)
             dispatcher = Dispatcher(self.generator, self.store, self.budget, result, display, identity)
-            dispatcher.waiting.extend((job, job.missing) for job in jobs.values() if job.missing)
+            with no_cycles():
+                result.reused = self._look(jobs)
+                dispatcher.waiting.extend((job, missing) for job in jobs.values() if (missing := job.missing))
+            display.advance(reused=result.reused)
             if dispatcher.waiting:
                 run_to_end(lambda: dispatcher.work(self.concurrency))
-        for job in jobs.values():
-            result.failures += [Failure(job.request, number, reason) for number, reason in sorted(job.failures.items())]
-        result.answers = [select(request, jobs[key]) for key, request in zip(keys, requests, strict=True)]
+        with no_cycles():
+            result.answers = [select(request, jobs[key]) for key, request in zip(keys, requests, strict=True)]
+            result.failures = [
+                Failure(job.request, number, reason)
+                for job in jobs.values()
+                for number, reason in sorted(job.failures.items())
+            ]
         if dispatcher.exceeded is not None:
             missing = sum(len(job.missing) for job in jobs.values())
             raise BudgetSpentError(self.budget, dispatcher.exceeded, result, missing)
@@ -148,11 +153,11 @@ class Engine:
     def _look(self, jobs: dict[str, Job]) -> int:
         """Takes what the store has, many jobs at a time; the number of samples."""
         found = 0
-        each = iter(jobs.values())
+        each = iter(sorted(jobs))  # in the order of the file
         while some := list(islice(each, 500)):
-            stored = self.store.get_many([job.key for job in some])
-            for job in some:
-                mine = stored.get(job.key, {})
-                job.completions = {number: mine[number] for number in job.numbers & mine.keys()}
-                found += len(job.completions)
+            for key, number, completion in self.store.get_many(some):
+                job = jobs[key]
+                if number in job.numbers:
+                    job.completions[number] = completion
+                    found += 1
         return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kdlightning.generation.base import Answer, Completion, Request
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """All samples that are wanted of one request.
 
@@ -29,6 +31,8 @@ class Job:
     @property
     def missing(self) -> set[int]:
         """Samples that are neither answered nor given up."""
+        if len(self.completions) == len(self.numbers):
+            return set()
         return self.numbers - self.completions.keys() - self.failures.keys()
 
 
@@ -73,9 +77,24 @@ def calls_of(job: Job, numbers: Iterable[int], most: int | None = None) -> list[
 
 def select(request: Request, job: Job) -> Answer:
     """A request's own part of what its job found."""
+    found, failed = job.completions, job.failures
+    if not failed and request.samples == len(job.numbers):
+        return Answer(request, dict(found))
     numbers = request.numbers
     return Answer(
         request,
-        {number: job.completions[number] for number in numbers if number in job.completions},
-        {number: job.failures[number] for number in numbers if number in job.failures},
+        {number: found[number] for number in numbers if number in found},
+        {number: failed[number] for number in numbers if number in failed},
     )
+
+
+@contextmanager
+def no_cycles() -> Iterator[None]:
+    """Switches the collector of cycles off, where none are made: it would walk millions of objects again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -35,6 +35,7 @@ class _InThread:
         self.errors: list[BaseException] = []
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[Any] | None = None
+        self.interrupted = False
 
     def run(self) -> None:
         thread = threading.Thread(target=self._in_thread)
@@ -43,6 +44,7 @@ class _InThread:
             thread.join()
         except BaseException:
             # The interrupt of a notebook arrives here, in the main thread.
+            self.interrupted = True
             if self.loop is not None and self.task is not None:
                 self.loop.call_soon_threadsafe(self.task.cancel)
             thread.join()
@@ -58,4 +60,5 @@ class _InThread:
 
     async def _noted(self) -> None:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-        await self.work()
+        if not self.interrupted:
+            await self.work()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from kdlightning.errors import ConfigurationError, MissingExtraError
-from kdlightning.generation.base import Answer, Request, TextGenerator
+from kdlightning.generation.base import Answer, Request, TextGenerator, require
 from kdlightning.generation.openai_errors import read_error, read_key
 from kdlightning.generation.openai_replies import read_reply
 
@@ -200,14 +200,12 @@ class OpenAIGenerator(TextGenerator):
         return {**body, "extra_body": extra} if extra else body
 
     def _question(self, request: Request) -> dict[str, Any]:
-        if request.contrast is not None:
-            raise ConfigurationError("a contrast needs logits, which no server gives: use a TransformersGenerator")
+        if not request.needs <= self.capabilities:
+            require(self, request.needs, "this request")
         if self.endpoint == "completions":
             if request.prompt is None:
                 raise ConfigurationError("the completions endpoint takes prompts, and this request has messages: chat")
             return {"prompt": request.prompt + request.answer_start}
-        if request.answer_start:
-            raise ConfigurationError("chat cannot begin an answer: use the completions endpoint for answer_start")
         if request.prompt is not None:
             return {"messages": [{"role": "user", "content": request.prompt}]}
         return {"messages": [dict(message) for message in request.messages or ()]}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlightning.errors import ConfigurationError, nearest
-from kdlightning.generation.base import Answer, Capability, Completion, Origin, Request, TextGenerator
+from kdlightning.generation.base import Answer, Capability, Completion, Origin, Request, TextGenerator, require
 from kdlightning.generation.records import Record, field_of, load_records
 
 
@@ -68,8 +68,12 @@ class RecordedGenerator(TextGenerator):
         """Looks each request up; a sample that was not recorded is a failure with the nearest recorded prompt.
 
         Raises:
-            ConfigurationError: a request is of a step that the records have no field for.
+            ConfigurationError: a request is of a step that the records have no field for, or wants what only a model
+                can do: a contrast, or an answer that begins as it is told.
         """
+        for request in requests:
+            if not request.needs <= self.capabilities:
+                require(self, request.needs, "this request")
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Request) -> Answer:

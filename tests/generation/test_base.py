@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 
@@ -61,6 +62,16 @@ def test_options_that_do_not_change_a_greedy_answer_do_not_change_its_key() -> N
 def test_whole_temperatures_are_one_number() -> None:
     one, other = (Request("a", sampling=Sampling(temperature=value)) for value in (1, 1.0))
     assert one.key() == other.key()
+
+
+@given(st.text(), st.text(), st.floats(0, 5), st.floats(0.01, 1), st.integers(0, 50), st.integers(0, 2**40))
+def test_keys_of_plain_prompts_are_those_of_the_whole_request(
+    prompt: str, identity: str, temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    request = Request(prompt, sampling=Sampling(7, temperature, top_p, top_k, seed))
+    plain = {**request.to_dict(), "identity": identity}
+    whole = json.dumps(plain, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    assert request.key(identity) == hashlib.sha256(whole.encode()).hexdigest()
 
 
 @given(st.text(), st.text())

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,6 +152,73 @@ def test_an_exception_crosses_from_the_inner_loop(scripted) -> None:
         asyncio.run(cell())
 
 
+def test_an_interrupt_in_a_notebook_ends_the_inner_loop(scripted) -> None:
+    class Slow(scripted):
+        cancelled = False
+
+        async def generate_async(self, requests: Sequence[Request]) -> list[Answer]:
+            if requests[0].text == "p0":
+                return self.generate(requests)
+            threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+            return self.generate(requests)
+
+    async def cell(generator: Slow, store: CompletionStore) -> None:
+        Engine(generator, store, progress=False).run(REQUESTS)
+
+    generator, store, loop = Slow(), CompletionStore(":memory:"), asyncio.new_event_loop()
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(cell(generator, store))
+    loop.close()
+    assert generator.cancelled
+    assert len(store) == 2
+
+
+def test_what_a_generator_leaves_out_is_asked_for_again_while_it_brings_something(scripted) -> None:
+    class Sparing(scripted):
+        most = 2
+
+        def generate(self, requests: Sequence[Request]) -> list[Answer]:
+            answers = super().generate(requests)
+            for answer in answers:
+                answer.completions = dict(list(answer.completions.items())[: self.most])
+            return answers
+
+    generator = Sparing()
+    result = Engine(generator, progress=False).run([Request("p", samples=5)])
+    assert result.answers[0].texts == [f"p/{number}" for number in range(5)]
+    assert generator.asked == [("p", n) for n in (0, 1, 2, 3, 4, 2, 3, 4, 4)]
+    generator.most = 0
+    failures = Engine(generator, progress=False).run([Request("q", samples=2)]).failures
+    assert [failure.reason for failure in failures] == [f"Sparing gave no answer to sample {n}" for n in (0, 1)]
+
+
+def test_who_comes_second_goes_on_elsewhere(scripted, tmp_path: Path) -> None:
+    """Two that work on one list step by step would otherwise ask everything twice."""
+    path, requests = tmp_path / "store.sqlite", [Request(f"p{number}") for number in range(60)]
+    other = CompletionStore(path)
+    mine: list[str] = []
+
+    class Racing(scripted):
+        def generate(self, requests: Sequence[Request]) -> list[Answer]:
+            mine.append(requests[0].text)
+            if len(mine) <= 5:
+                other.put(requests[0].key("script"), 0, Completion("theirs"))
+            return super().generate(requests)
+
+    with CompletionStore(path) as store:
+        result = Engine(Racing(), store, progress=False).run(requests)
+        assert store.beaten == 5
+    assert sorted(mine) == sorted(request.text for request in requests)
+    assert mine != [request.text for request in requests]
+    assert [answer.texts[0] for answer in result.answers if answer.request.text in mine[:5]] == ["theirs"] * 5
+    other.close()
+
+
 def test_no_requests_are_fine(scripted) -> None:
     assert Engine(scripted(), progress=False).run([]).answers == []
 
@@ -217,6 +285,18 @@ def test_after_kills_nothing_finished_is_asked_twice(tmp_path: Path) -> None:
     assert all(
         text.endswith(f"/{number}") and Request(text.split("/")[0]).key("slow") == key for key, number, text in rows
     )
+
+
+def test_an_interrupt_loses_nothing_that_was_answered(tmp_path: Path) -> None:
+    store, log = tmp_path / "store.sqlite", tmp_path / "log"
+    process = start(store, log, 400)
+    while len(asked(log)) < 12 and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    assert 4 <= len(committed(store)) < 800
+    assert len(set(asked(log)) - committed(store)) <= 8
 
 
 def test_two_processes_share_a_store(tmp_path: Path) -> None:
