@@ -188,6 +188,7 @@ RECORDS = {
     "mt_cot": made_problems,
     "distilling_step_by_step": made_problems,
     "fine_tune_cot": made_problems,
+    "scott": made_problems,
     "socratic_cot": made_chains,
     "in_context_distillation": made_tasks,
 }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import Contrast, Request, Sampling, require
+from kdlightning.generation.base import Contrast, Request, Sampling
 from kdlightning.generation.contrastive import ContrastiveScores, contrastive_scores
 from kdlightning.generation.recorded import RecordedGenerator
 from kdlightning.generation.transformers import TransformersGenerator
@@ -89,14 +89,14 @@ def test_stop_texts_end_both_contexts(model: Any, double: Any, tokenizer: Any) -
 
 
 def test_answers_do_not_depend_on_the_batch(model: Any, tokenizer: Any) -> None:
-    warm = Sampling(max_tokens=10, temperature=0.8, seed=3)
-    requests = [make(pair) for pair in PAIRS]
-    requests += [make(pair, sampling=warm, samples=3) for pair in PAIRS]
-    requests += [Request(pair[0], sampling=SAMPLING) for pair in PAIRS]
+    short, warm = Sampling(max_tokens=6), Sampling(max_tokens=6, temperature=0.8, seed=3)
+    requests = [make(pair, sampling=short) for pair in PAIRS]
+    requests += [make(pair, sampling=warm, samples=2) for pair in PAIRS]
+    requests += [Request(pair[0], sampling=short) for pair in PAIRS[:2]]
     alone = texts(TransformersGenerator(model, tokenizer, batch_size=1), requests)
     assert texts(TransformersGenerator(model, tokenizer, batch_size=32), requests) == alone
     assert texts(TransformersGenerator(model, tokenizer, batch_size=5), requests[::-1])[::-1] == alone
-    assert len(set(alone[4])) > 1
+    assert any(len(set(each)) > 1 for each in alone)
 
 
 def test_two_equal_contexts_are_one(model: Any, tokenizer: Any) -> None:
@@ -114,9 +114,10 @@ def test_an_answers_beginning_stands_behind_both_contexts(model: Any, tokenizer:
 def test_encoder_decoders_have_two_inputs(encoder_decoder: Any, tokenizer: Any) -> None:
     import copy
 
-    found = texts(TransformersGenerator(encoder_decoder, tokenizer, batch_size=8), [make(pair) for pair in PAIRS])
+    requests = [make(pair, sampling=Sampling(max_tokens=8)) for pair in PAIRS[:3]]
+    found = texts(TransformersGenerator(encoder_decoder, tokenizer, batch_size=8), requests)
     double = copy.deepcopy(encoder_decoder).double()
-    for pair, (text,) in zip(PAIRS, found, strict=True):
+    for pair, (text,) in zip(PAIRS[:3], found, strict=True):
         inputs = [torch.tensor([tokenizer(each)["input_ids"]]) for each in pair]
 
         @torch.no_grad()
@@ -124,7 +125,7 @@ def test_encoder_decoders_have_two_inputs(encoder_decoder: Any, tokenizer: Any) 
             fed = torch.tensor([[0, *new]])
             return double(input_ids=inputs[number], decoder_input_ids=fed).logits[0, -1].log_softmax(-1)
 
-        assert text == by_hand(score, tokenizer, 1.0, 14)
+        assert text == by_hand(score, tokenizer, 1.0, 8)
 
 
 def test_a_context_that_is_too_long_is_a_failure(model: Any, tokenizer: Any) -> None:
@@ -184,8 +185,10 @@ def test_a_contrast_needs_logits_and_a_prompt() -> None:
     assert make(("a", "b")).needs == {"logits"}
     assert Request("a", answer_start="b").needs == {"answer_start"}
     assert Request("a").needs == frozenset()
-    with pytest.raises(ConfigurationError, match="needs logits, and RecordedGenerator gives only text"):
-        require(RecordedGenerator([{"prompt": "a", "answer": "b"}]), make(("a", "b")).needs, "this")
+    recorded = RecordedGenerator([{"prompt": "a", "answer": "b"}])
+    for request, named in ((make(("a", "b")), "logits"), (Request("a", answer_start="b"), "answer_start")):
+        with pytest.raises(ConfigurationError, match=f"this request needs {named}, and RecordedGenerator gives only"):
+            recorded.generate([request])
     with pytest.raises(ConfigurationError, match="has a prompt, not messages"):
         Request(messages=[{"role": "user", "content": "a"}], contrast=Contrast("b"))
     with pytest.raises(ConfigurationError, match="weight of a contrast is 0"):
