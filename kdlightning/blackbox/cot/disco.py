@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar
 
 from kdlightning.blackbox.base import KEPT, BlackBoxMethod, Example, Outcome, Prediction, Problem, Round, Rounds
 from kdlightning.blackbox.cot.disco_filters import DiscoHeuristics
 from kdlightning.blackbox.cot.disco_pairs import write_pairs
-from kdlightning.blackbox.cot.disco_spans import DiscoPrompts, PromptKind, Span, span_of, template_values, windows
+from kdlightning.blackbox.cot.disco_prompts import (
+    LABEL_WORDS,
+    SHIPPED_DEMONSTRATIONS,
+    DiscoPrompts,
+    Perturbed,
+    PromptKind,
+)
+from kdlightning.blackbox.cot.disco_spans import Span, span_of, windows
+from kdlightning.blackbox.demonstrations import Demonstrations
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Origin, Request, Sampling
-from kdlightning.generation.records import Record, load_records
+from kdlightning.generation.records import Record
 
 NO_LABEL = "the record has no label"
 NO_TARGET = "the record has no label to change to"
@@ -27,10 +34,6 @@ NO_TEXT = "the teacher did not answer"
 REPEATED = "the perturbation was written before"
 NO_SCORE = "the classifier gave no score"
 LOW_SCORE = "the classifier's score is not above the threshold"
-
-LABEL_WORDS = {"entailment": "true", "neutral": "inconclusive", "contradiction": "false"}
-Perturbed = Literal["premise", "hypothesis"]
-Bank = dict[str, list[tuple[dict[str, Any], str]]]
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class DISCO(BlackBoxMethod):
         prompt_kind: "completion" (a text with `[blank]`), "insertion" or "chat" (messages).
         label_words: what a prompt calls each label; the labels of natural language inference by default.
         demonstrations: how many are shown, drawn for each record out of those of the wanted label; none for insertions.
-        demonstrations_path: a file of records with premise, hypothesis, span, label, new_label and phrase; None is a
-            dozen that come with kdlightning.
+        demonstrations_path: a file of records with premise, hypothesis, span, new_label and phrase, the span in the
+            sentence that is perturbed; two dozen come with kdlightning.
         samples: perturbations of each span.
         temperature: of the perturbations.
         max_tokens: most tokens of a perturbation.
@@ -109,7 +112,7 @@ class DISCO(BlackBoxMethod):
         prompt_kind: PromptKind = "completion",
         label_words: dict[str, str] | None = None,
         demonstrations: int = 4,
-        demonstrations_path: str | None = None,
+        demonstrations_path: str = SHIPPED_DEMONSTRATIONS,
         samples: int = 1,
         temperature: float = 0.8,
         max_tokens: int = 256,
@@ -122,19 +125,9 @@ class DISCO(BlackBoxMethod):
         question_prompt: str = "disco/question.jinja",
         insertion_prompt: str = "disco/insertion.jinja",
     ) -> None:
-        for name, value, allowed in (
-            ("perturbed", perturbed, get_args(Perturbed)),
-            ("prompt_kind", prompt_kind, get_args(PromptKind)),
-        ):
-            if value not in allowed:
-                raise ConfigurationError(f"DISCO: {name} is {' or '.join(allowed)}, not {value!r}")
-        for name, count, least in (
-            ("samples", samples, 1),
-            ("demonstrations", demonstrations, 0),
-            ("span_words", 1 if span_words is None else span_words, 1),
-        ):
-            if count < least:
-                raise ConfigurationError(f"DISCO: {name} is {count}; give at least {least}")
+        for name, count in (("samples", samples), ("span_words", 1 if span_words is None else span_words)):
+            if count < 1:
+                raise ConfigurationError(f"DISCO: {name} is {count}; give at least 1")
         if not -1 <= threshold <= 1:
             raise ConfigurationError(f"DISCO: threshold is {threshold}; a difference of probabilities lies in -1 to 1")
         if not 0 < held_out < 0.5:
@@ -142,20 +135,30 @@ class DISCO(BlackBoxMethod):
         self.target_label = target_label
         self.target_field = target_field
         self.fields = (premise_field, hypothesis_field)
-        self.perturbed: Perturbed = perturbed
         self.span_field = span_field
         self.span_words = span_words
-        self.prompt_kind: PromptKind = prompt_kind
-        self.label_words = dict(LABEL_WORDS if label_words is None else label_words)
-        self.demonstrations = demonstrations
-        self.demonstrations_path = demonstrations_path
         self.samples = samples
         self.sampling = Sampling(max_tokens, temperature, seed=seed)
         self.heuristics = DiscoHeuristics() if heuristics is None else heuristics
         self.scored = scored
         self.threshold = threshold
         self.held_out = held_out
-        self.prompts = DiscoPrompts(instruction_prompt, question_prompt, insertion_prompt)
+        self.prompts = DiscoPrompts(
+            prompt_kind,
+            perturbed,
+            dict(LABEL_WORDS if label_words is None else label_words),
+            demonstrations,
+            demonstrations_path,
+            seed,
+            instruction_prompt,
+            question_prompt,
+            insertion_prompt,
+        )
+
+    @property
+    def perturbed(self) -> Perturbed:
+        """Which sentence is changed."""
+        return self.prompts.perturbed
 
     # -- the teacher and the classifier ----------------------------------------------------------------------------
 
@@ -167,9 +170,8 @@ class DISCO(BlackBoxMethod):
             asked, refused = self._candidates(problem)
             candidates += asked
             outcomes += refused
-        bank = self._bank()
-        requests = [self._request(candidate, bank) for candidate in candidates]
-        answers = yield Round("Perturbations", requests)
+        banks = self.prompts.banks()
+        answers = yield Round("Perturbations", [self._request(candidate, banks) for candidate in candidates])
         read: list[tuple[Problem, Outcome]] = []
         for candidate, answer in zip(candidates, answers, strict=True):
             read += [(candidate.problem, outcome) for outcome in self._read(candidate, answer)]
@@ -205,8 +207,6 @@ class DISCO(BlackBoxMethod):
         spans = self._spans(problem)
         if reason is not None or target is None or not spans:
             return [], self._refused(problem, 0, reason or NO_SPAN)
-        if target not in self.label_words:
-            raise ConfigurationError(f"DISCO: label_words has no word for the label {target!r}; give one")
         candidates, refused = [], []
         for place, (text, span) in enumerate(spans):
             if span is None:
@@ -230,55 +230,17 @@ class DISCO(BlackBoxMethod):
         # One that is named twice is asked once.
         return [(text, span_of(sentence, text)) for text in dict.fromkeys(str(each) for each in texts) if text.strip()]
 
-    def _request(self, candidate: Candidate, bank: Bank | None) -> Request:
-        problem, blank = candidate.problem, "[insert]" if self.prompt_kind == "insertion" else "[blank]"
-        premise, hypothesis = self.sentences(problem)
-        word = self.label_words[candidate.label]
-        values = template_values(premise, hypothesis, self.perturbed, candidate.span, candidate.label, word, blank)
-        shown = self._demonstrations(candidate, bank)
-        content = self.prompts.request(self.prompt_kind, {**values, "record": problem.record}, shown)
+    def _request(self, candidate: Candidate, banks: Mapping[str, Demonstrations]) -> Request:
+        problem = candidate.problem
+        content = self.prompts.content(problem, self.sentences(problem), candidate.span, candidate.label, banks)
         return Request(
             **content,
             samples=self.samples,
             first_sample=candidate.first,
             sampling=self.sampling,
-            stop=() if self.prompt_kind == "chat" else ("\n",),
+            stop=() if self.prompts.kind == "chat" else ("\n",),
             origin=Origin(problem.question, "perturbation"),
         )
-
-    def _bank(self) -> Bank | None:
-        """Demonstrations as values and answer, by their new label; None if none are shown."""
-        if not self.demonstrations or self.prompt_kind == "insertion":
-            return None
-        path = Path(__file__).parents[1] / "prompts" / "disco" / "demonstrations.jsonl"
-        bank: Bank = {}
-        for record in load_records(self.demonstrations_path or path, "DISCO: demonstrations_path"):
-            premise, hypothesis = _field(record, "premise"), _field(record, "hypothesis")
-            label = _field(record, "new_label")
-            span = span_of(premise if self.perturbed == "premise" else hypothesis, _field(record, "span"))
-            if span is not None and label in self.label_words:
-                word = self.label_words[label]
-                values = template_values(premise, hypothesis, self.perturbed, span, label, word, "[blank]")
-                bank.setdefault(label, []).append(({**values, "record": record}, _field(record, "phrase")))
-        return bank
-
-    def _demonstrations(self, candidate: Candidate, bank: Bank | None) -> list[tuple[dict[str, Any], str]]:
-        if bank is None:
-            return []
-        own = self.sentences(candidate.problem)
-        fitting = [
-            (values, phrase)
-            for values, phrase in bank.get(candidate.label, [])
-            if (values["record"]["premise"], values["record"]["hypothesis"]) != own
-        ]
-        if not fitting:
-            raise ConfigurationError(
-                f"DISCO: no demonstration has new_label {candidate.label!r} and a span in its {self.perturbed}; "
-                "give demonstrations_path, or demonstrations: 0"
-            )
-        # One draw a span, the same whatever else is asked.
-        draw = random.Random(f"{self.sampling.seed}:{own}:{candidate.span.text}")
-        return draw.sample(fitting, min(self.demonstrations, len(fitting)))
 
     def _read(self, candidate: Candidate, answer: Answer) -> list[Outcome]:
         problem, outcomes, seen = candidate.problem, [], set()

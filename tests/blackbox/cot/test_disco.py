@@ -97,7 +97,7 @@ def test_demonstrations_are_of_the_wanted_label_and_drawn_once() -> None:
     phrases = {each["phrase"] for each in shipped if each["new_label"] == "contradiction"}
     for shown in (one, two):
         assert shown.split("[blank] should be ")[1] in phrases
-    again = next(DISCO(demonstrations=2).collect([problem(), problem(new_label="contradiction")])).requests[1]
+    again = next(DISCO(demonstrations=2).collect([problem(span=[]), problem(new_label="contradiction")])).requests[0]
     assert again.prompt == request.prompt
     other = next(DISCO(demonstrations=2, seed=3).collect([problem(new_label="contradiction")])).requests[0]
     assert other.prompt != request.prompt
@@ -356,7 +356,7 @@ def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
         ({"premise_field": "sentence1"}, {}, "no field 'sentence1'"),
         ({}, {"new_label": "maybe"}, "label_words has no word for the label 'maybe'"),
         ({"label_words": {"maybe": "unclear"}}, {"new_label": "maybe"}, "no demonstration has new_label 'maybe'"),
-        ({"demonstrations_path": "nowhere.jsonl"}, {}, "demonstrations_path"),
+        ({"demonstrations_path": "nowhere.jsonl"}, {}, "there is no nowhere.jsonl"),
         ({"question_prompt": "disco/questio.jinja"}, {}, "disco/question.jinja"),
     ],
 )
