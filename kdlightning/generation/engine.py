@@ -119,7 +119,7 @@ class Engine:
             dispatcher = Dispatcher(self.generator, self.store, self.budget, result, display, identity)
             with no_cycles():
                 result.reused = self._look(jobs)
-                dispatcher.waiting.extend((job, missing) for job in jobs.values() if (missing := job.missing))
+                dispatcher.waiting.extend((job, open_) for job in jobs.values() if (open_ := job.missing))
             display.advance(reused=result.reused)
             if dispatcher.waiting:
                 run_to_end(lambda: dispatcher.work(self.concurrency))

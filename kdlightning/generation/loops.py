@@ -36,19 +36,22 @@ class _InThread:
         self.loop: asyncio.AbstractEventLoop | None = None
         self.task: asyncio.Task[Any] | None = None
         self.interrupted = False
+        self.ended = threading.Event()
 
     def run(self) -> None:
         thread = threading.Thread(target=self._in_thread)
-        thread.start()
         try:
-            thread.join()
+            thread.start()
+            self.ended.wait()  # after an interrupted `join`, Python takes a thread for ended that is not
         except BaseException:
             # The interrupt of a notebook arrives here, in the main thread.
             self.interrupted = True
             if self.loop is not None and self.task is not None:
                 self.loop.call_soon_threadsafe(self.task.cancel)
-            thread.join()
+            if thread.ident is not None:
+                self.ended.wait()
             raise
+        thread.join()
         if self.errors:
             raise self.errors[0]
 
@@ -57,6 +60,8 @@ class _InThread:
             asyncio.run(self._noted())
         except BaseException as error:
             self.errors.append(error)
+        finally:
+            self.ended.set()
 
     async def _noted(self) -> None:
         self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from kdlightning.errors import ConfigurationError, MissingExtraError
-from kdlightning.generation.base import Answer, Request, TextGenerator, require
+from kdlightning.generation.base import Answer, Capability, Request, TextGenerator, require
 from kdlightning.generation.openai_errors import read_error, read_key
 from kdlightning.generation.openai_replies import read_reply
 
@@ -93,11 +93,10 @@ class OpenAIGenerator(TextGenerator):
         self.extra_body = dict(extra_body or {})
         self.tokenizer = tokenizer
         self.name = name
-        self.capabilities = frozenset(
-            {"text"}
-            | ({"answer_start"} if endpoint == "completions" else set())
-            | ({"logprobs"} if logprobs is not None else set())
-        )
+        capabilities: set[Capability] = {"text"}
+        capabilities |= {"answer_start"} if endpoint == "completions" else set()
+        capabilities |= {"logprobs"} if logprobs is not None else set()
+        self.capabilities = frozenset(capabilities)
         self._clients: dict[Any, Any] = {}
         self._counter: Any = None
         self.answered = False

@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS usage (
     completion_tokens INTEGER NOT NULL, money REAL NOT NULL, estimated INTEGER NOT NULL,
     PRIMARY KEY (request, sample)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS claims (
+    request TEXT NOT NULL, sample INTEGER NOT NULL, owner TEXT NOT NULL, since REAL NOT NULL,
+    PRIMARY KEY (request, sample)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS logprobs (
     request TEXT NOT NULL, sample INTEGER NOT NULL, content TEXT NOT NULL,
     PRIMARY KEY (request, sample)
@@ -53,14 +57,10 @@ class CompletionStore:
     Args:
         path: the file, made with its folder if missing; ":memory:" keeps everything in memory.
         timeout: seconds to wait for another process before giving up.
-
-    Attributes:
-        beaten: answers of this object that came second.
     """
 
     def __init__(self, path: str | Path, *, timeout: float = 60.0) -> None:
         self.path = str(path)
-        self.beaten = 0
         self._lock = threading.RLock()
         if self.path != ":memory:":
             if Path(self.path).is_dir():
@@ -96,7 +96,7 @@ class CompletionStore:
     def _ours(self) -> bool:
         # Another process may be making the file at this moment: its tables are there and the mark is not seen yet.
         names = {row[0] for row in self._connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        return names <= {"completions", "requests", "usage", "logprobs"}
+        return names <= {"completions", "requests", "usage", "claims", "logprobs"}
 
     def get(self, key: str, numbers: Iterable[int]) -> dict[int, Completion]:
         """The stored answers among the given samples of a request."""
@@ -133,27 +133,34 @@ class CompletionStore:
             identity: who answered.
             usage: what it cost, stored beside it.
         """
+        with self.transaction() as connection:
+            self._insert(key, number, completion, usage)
+            if request is not None:
+                content = json.dumps(request.to_dict(), ensure_ascii=False, sort_keys=True)
+                connection.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (key, identity, _clean(content)))
+            row = connection.execute(f"{_FIND} = ? AND c.sample = ?", (key, number)).fetchone()
+        return _completion(row)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All statements inside or none of them, unseen by others until the end; one inside another is part of it."""
         with self._sentences():
+            if self._connection.in_transaction:
+                yield self._connection
+                return
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                self._insert(key, number, completion, usage)
-                if request is not None:
-                    content = json.dumps(request.to_dict(), ensure_ascii=False, sort_keys=True)
-                    self._connection.execute(
-                        "INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (key, identity, _clean(content))
-                    )
-                row = self._connection.execute(f"{_FIND} = ? AND c.sample = ?", (key, number)).fetchone()
+                yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
-        return _completion(row)
 
     def _insert(self, key: str, number: int, completion: Completion, usage: Usage | None) -> None:
         row = (key, number, _clean(completion.text), completion.finish)
         new = self._connection.execute("INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)", row).rowcount
-        self.beaten += not new
+        self._connection.execute("DELETE FROM claims WHERE request = ? AND sample = ?", (key, number))
         if usage is not None:
             # What was spent on an answer that came second was spent all the same: the sample's costs add up.
             self._connection.execute(
@@ -172,7 +179,10 @@ class CompletionStore:
         sums = "sum(requests), sum(prompt_tokens), sum(completion_tokens), sum(money), max(estimated)"
         with self._sentences():
             row = self._connection.execute(f"SELECT {sums} FROM usage").fetchone()
-        return Usage() if row[0] is None else Usage(*row[:4], estimated=bool(row[4]))
+        if row[0] is None:
+            return Usage()
+        requests, sent, back, money, estimated = row
+        return Usage(requests, sent, back, money, bool(estimated))
 
     def rows(self) -> Iterator[tuple[str, int, str]]:
         """All answers as (request hash, sample number, text), by key."""

@@ -39,7 +39,8 @@ class Server:
         self.script: list[Callable[[dict[str, Any]], Any]] = []
         self.models = ["teacher-large", "teacher-small"]
         self.running = self.most = 0
-        self.delay = 0.0
+        self.together = 1
+        self.gathered = threading.Event()
         self.lock = threading.Lock()
         self.released = threading.Event()
         owner = self
@@ -70,7 +71,11 @@ class Server:
             self.running += 1
             self.most = max(self.most, self.running)
             action = self.script.pop(0) if self.script else good
-        time.sleep(self.delay)
+            if self.running >= self.together:
+                self.gathered.set()
+        if self.together > 1:
+            self.gathered.wait(5)
+            time.sleep(0.05)  # one too many would come now
         with self.lock:
             self.running -= 1
         found = action(body)
@@ -225,10 +230,11 @@ def test_a_server_that_ignores_n_is_asked_for_one_from_then_on(server: Server, a
 
 
 def test_samples_of_one_request_are_topped_up_side_by_side(server: Server, ask: Any) -> None:
-    server.delay = 0.05
-    server.script = [lambda body: good(body, 1)]
-    run(ask(concurrency=4), Request("p", samples=9, sampling=WARM))
-    assert server.most == 4
+    generator = ask(concurrency=4)
+    generator.samples_per_call = 1
+    server.together = 4
+    result = run(generator, Request("p", samples=9, sampling=WARM))
+    assert (server.most, len(server.bodies), result.failures) == (4, 9, [])
 
 
 def test_a_server_that_refuses_n_is_asked_for_one(server: Server, ask: Any) -> None:
@@ -465,7 +471,7 @@ def test_a_retry_looks_at_the_store_first(server: Server, ask: Any) -> None:
 
 
 def test_concurrency_is_bounded_at_the_server(server: Server, ask: Any) -> None:
-    server.delay = 0.02
+    server.together = 5
     run(ask(concurrency=5), *(Request(f"p{number}") for number in range(20)))
     assert server.most == 5
 
