@@ -124,7 +124,12 @@ class HardInstructions(BlackBoxMethod):
         answered = yield from self._teacher(problems, outcomes)
         compared = yield from self._student(answered, outcomes)
         comparisons = [
-            Comparison(problem.question, self.following.instruction(problem), texts["response"], texts["student"])
+            Comparison(
+                self.following.origin(problem, ""),
+                self.following.instruction(problem),
+                texts["response"],
+                texts["student"],
+            )
             for problem, texts in compared
         ]
         verdicts = yield from self.referee.judge(comparisons)
@@ -134,7 +139,7 @@ class HardInstructions(BlackBoxMethod):
                 reviews = {f"review, {order}": text for order, text in verdict.reviews.items()}
                 outcomes.append(Outcome(problem.number, 0, verdict.reason, texts | reviews, detail=verdict.detail))
             else:
-                seeds.append(self._seed(problem, comparison.instruction, texts, verdict))
+                seeds.append(self._seed(problem, comparison, texts, verdict))
         pool = [self.following.instruction(problem) for problem in problems]
         outcomes += yield from self.writer.write(seeds, pool)
         return sorted(outcomes, key=lambda outcome: (outcome.record, outcome.sample))
@@ -162,10 +167,10 @@ class HardInstructions(BlackBoxMethod):
                 outcomes.append(Outcome(problem.number, 0, NO_STUDENT, texts, detail=answer.failures.get(0, "")))
         return compared
 
-    def _seed(self, problem: Problem, instruction: str, texts: dict[str, str], verdict: Verdict) -> Seed:
+    def _seed(self, problem: Problem, comparison: Comparison, texts: dict[str, str], verdict: Verdict) -> Seed:
         kind = HARD if verdict.teacher - verdict.student >= self.threshold else EASY
         scores = {"teacher_score": f"{verdict.teacher:g}", "student_score": f"{verdict.student:g}"}
-        return Seed(problem.number, problem.question, instruction, kind, texts | scores)
+        return Seed(problem.number, comparison.origin, comparison.instruction, kind, texts | scores)
 
     # -- what comes of it ------------------------------------------------------------------------------------------
 

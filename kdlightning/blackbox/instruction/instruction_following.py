@@ -46,6 +46,7 @@ class InstructionFollowing(BlackBoxMethod):
             nothing. None if the records have none. Recorded answers are looked up by it too.
         teacher_tokens: most tokens of the teacher's answer.
         teacher_temperature: of the teacher's answer.
+        keep_cut: keep answers that are cut off at `teacher_tokens`, as the authors' code does.
         refusal: regular expression of how a refusal begins, in any case; empty keeps refusals.
         student_kind: "decoder_only" or "encoder_decoder".
         inference_tokens: most tokens of a student's answer.
@@ -66,6 +67,7 @@ class InstructionFollowing(BlackBoxMethod):
         input_field: str | None = None,
         teacher_tokens: int = 1024,
         teacher_temperature: float = 0.7,
+        keep_cut: bool = False,
         refusal: str = REFUSAL,
         student_kind: StudentKind = "decoder_only",
         inference_tokens: int = 1024,
@@ -86,6 +88,7 @@ class InstructionFollowing(BlackBoxMethod):
         self.input_field = input_field
         self.context_fields = {} if input_field is None else {"input": input_field}
         self.teacher_sampling = Sampling(teacher_tokens, teacher_temperature, seed=seed)
+        self.keep_cut = keep_cut
         self.refusal = refusal
         self.encoder_decoder = student_kind == "encoder_decoder"
         self.inference_sampling = Sampling(inference_tokens, inference_temperature, seed=seed)
@@ -104,8 +107,7 @@ class InstructionFollowing(BlackBoxMethod):
     def teacher_request(self, problem: Problem) -> Request:
         """What the teacher is asked about a record; the same in every method, so that it answers once."""
         prompt = render(self.teacher_prompt, instruction=self.instruction(problem), record=problem.record)
-        origin = Origin(problem.question, "response", self.context(problem))
-        return asked(prompt, self.system_prompt, self.teacher_sampling, origin)
+        return asked(prompt, self.system_prompt, self.teacher_sampling, self.origin(problem, "response"))
 
     def read_teacher(self, problem: Problem, answer: Answer) -> Outcome:
         """The teacher's answer, kept or dropped."""
@@ -116,7 +118,7 @@ class InstructionFollowing(BlackBoxMethod):
         reason = KEPT
         if not text:
             reason = EMPTY
-        elif completion.finish == "length":
+        elif completion.finish == "length" and not self.keep_cut:
             reason = CUT
         elif self.refusal and re.match(self.refusal, text.replace("’", "'"), re.IGNORECASE):
             reason = REFUSED
@@ -127,6 +129,10 @@ class InstructionFollowing(BlackBoxMethod):
         given = self.context(problem).get("input", "")
         joined = render(self.instruction_prompt, instruction=problem.question, input=given, record=problem.record)
         return joined.strip()
+
+    def origin(self, problem: Problem, step: str) -> Origin:
+        """Where a request about a record comes from."""
+        return Origin(problem.question, step, self.context(problem))
 
     def context(self, problem: Problem) -> dict[str, str]:
         """What a record's answer depends on beside its question, by name."""
@@ -148,7 +154,7 @@ class InstructionFollowing(BlackBoxMethod):
 
     def student_request(self, problem: Problem, sampling: Sampling) -> Request:
         """What the student is asked about a record."""
-        return Request(self.prompt(problem), sampling=sampling, origin=Origin(problem.question, "student"))
+        return Request(self.prompt(problem), sampling=sampling, origin=self.origin(problem, "student"))
 
     def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
         """One answer a record; it is `correct` if it is the gold one but for case and space."""

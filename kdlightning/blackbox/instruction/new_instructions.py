@@ -6,7 +6,7 @@ import random
 import string
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdlightning.blackbox.base import KEPT, Outcome, Round, Rounds
 from kdlightning.blackbox.instruction.instruction_following import asked
@@ -35,14 +35,14 @@ class Seed:
 
     Attributes:
         record: its record's number.
-        about: the record's own words, for generators that look answers up.
+        origin: the record's, for generators that look answers up.
         instruction: the instruction, with its input.
         kind: "hard" or "easy".
         texts: what its first outcome is to hold: the answers and their scores.
     """
 
     record: int
-    about: str
+    origin: Origin
     instruction: str
     kind: str
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -111,9 +111,8 @@ class Writer:
     def _request(self, seed: Seed, attempt: int) -> Request:
         prompt = render(self.prompts[seed.kind], instruction=seed.instruction)
         most = _TOKENS_A_WORD * max(1, len(seed.instruction.split()))
-        drawn = self.sampling
-        sampling = Sampling(most, drawn.temperature, drawn.top_p, drawn.top_k, drawn.seed)
-        return asked(prompt, self.system_prompt, sampling, Origin(seed.about, f"new_{seed.kind}"), attempt)
+        sampling = replace(self.sampling, max_tokens=most)
+        return asked(prompt, self.system_prompt, sampling, replace(seed.origin, step=f"new_{seed.kind}"), attempt)
 
     @staticmethod
     def _read(seed: Seed, attempt: int, answer: Answer, index: SimilarityIndex) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kdlightning.blackbox.base import Round, Rounds
 from kdlightning.blackbox.instruction.instruction_following import asked
@@ -27,13 +27,13 @@ class Comparison:
     """Two answers to be compared.
 
     Attributes:
-        about: the record's own words, for generators that look answers up.
+        origin: the record's, for generators that look answers up.
         instruction: what was asked.
         teacher: the teacher's answer.
         student: the student's answer.
     """
 
-    about: str
+    origin: Origin
     instruction: str
     teacher: str
     student: str
@@ -111,7 +111,8 @@ class Referee:
         answers = (comparison.teacher, comparison.student)
         first, second = answers if order == ORDERS[0] else answers[::-1]
         prompt = render(self.prompt, instruction=comparison.instruction, first=first, second=second)
-        origin = Origin(comparison.about, "review", {"response": comparison.teacher, "student": comparison.student})
+        given = {**comparison.origin.given, "response": comparison.teacher, "student": comparison.student}
+        origin = replace(comparison.origin, step="review", given=given)
         return asked(prompt, self.system_prompt, self.sampling, origin, attempt)
 
     @staticmethod

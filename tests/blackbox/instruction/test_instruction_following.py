@@ -72,10 +72,10 @@ def test_each_dropped_answer_has_its_reason(said: Completion | None, reason: str
     assert outcome.texts == ({} if said is None else {"response": said.text.strip()})
 
 
-def test_a_failure_says_why_and_refusals_can_be_kept() -> None:
-    method = InstructionFollowing(refusal="")
+def test_a_failure_says_why_and_refusals_and_cut_answers_can_be_kept() -> None:
+    method = InstructionFollowing(refusal="", keep_cut=True)
     rounds = method.collect([BARE, WITH_INPUT])
-    said = answered(next(rounds).requests, None, Completion("I'm sorry, but I can't."))
+    said = answered(next(rounds).requests, None, Completion("I'm sorry, but I can't", "length"))
     said[0].failures[0] = "timed out"
     first, second = finish(rounds, said)
     assert (first.reason, first.detail, second.reason) == (NO_TEXT, "timed out", KEPT)

@@ -25,7 +25,7 @@ from kdlightning.blackbox.instruction.new_instructions import (
     rejection,
 )
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import Answer, Completion, Sampling
+from kdlightning.generation.base import Answer, Completion, Origin, Sampling
 
 PROMPT = """I want you to act as an Instruction Creator.
 Your goal is to draw inspiration from the #Given Instruction# to create a brand new instruction.
@@ -45,7 +45,7 @@ RARER = "This new instruction should belong to the same domain as the #Given Ins
 
 
 def seed(record: int, kind: str = HARD, instruction: str = "Name a tree of the north.") -> Seed:
-    return Seed(record, f"q{record}", instruction, kind, {"response": "An oak."})
+    return Seed(record, Origin(f"q{record}"), instruction, kind, {"response": "An oak."})
 
 
 def writer(hard: int = 1, easy: int = 1, attempts: int = 2, **options: Any) -> Writer:

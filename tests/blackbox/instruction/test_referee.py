@@ -9,9 +9,9 @@ import pytest
 from kdlightning.blackbox.base import Round, run_rounds
 from kdlightning.blackbox.instruction.referee import NO_REVIEW, NO_SCORES, Comparison, Referee, read_scores
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import Answer, Completion, Sampling
+from kdlightning.generation.base import Answer, Completion, Origin, Sampling
 
-ONE = Comparison("about", "Name a tree.", "An oak.", "A stone.")
+ONE = Comparison(Origin("about"), "Name a tree.", "An oak.", "A stone.")
 PROMPT = """[Instruction]
 Name a tree.
 
@@ -69,7 +69,7 @@ def test_scores_are_averaged_over_both_orders() -> None:
 
 
 def test_what_has_no_scores_is_asked_again_and_then_dropped() -> None:
-    rounds = referee(retries=2).judge([ONE, Comparison("b", "b", "x", "y")])
+    rounds = referee(retries=2).judge([ONE, Comparison(Origin("b"), "b", "x", "y")])
     again = rounds.send(answers(next(rounds), scores(9, 6), "no idea", scores(3, 2), scores(2, 3)))
     (request,) = again.requests
     assert (request.first_sample, request.samples) == (1, 1)
