@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, TextGenerator, UnavailableError
 from kdlightning.generation.budget import Budget
+from kdlightning.generation.claims import Claims
 from kdlightning.generation.jobs import Call, Job, calls_of
 from kdlightning.generation.loops import run_all
 from kdlightning.generation.progress import ProgressDisplay
@@ -19,6 +20,9 @@ from kdlightning.generation.usage import Usage, estimated_tokens
 
 if TYPE_CHECKING:
     from kdlightning.generation.engine import EngineResult
+
+BETWEEN_LOOKS = 0.2
+"""Seconds between two looks at what other processes are asking for, when there is nothing else to do."""
 
 LONGEST_WAIT = 60.0
 """Most seconds between two attempts, where the server asks for no wait."""
@@ -54,10 +58,13 @@ class Dispatcher:
         self.result = result
         self.display = display
         self.identity = identity
+        self.claims = Claims(store)
         self.waiting: deque[tuple[Job, set[int]]] = deque()
+        self.elsewhere: list[tuple[Job, set[int]]] = []
         self.exceeded: str | None = None
         self.error: ConfigurationError | None = None
         self._busy = 0
+        self._watching = False
         self._sent = 0
         self._idle: list[asyncio.Future[None]] = []
         self._paused: set[asyncio.Future[None]] = set()
@@ -74,9 +81,10 @@ class Dispatcher:
         Raises:
             ConfigurationError: the generator cannot answer at all.
         """
-        async with self.generator.session():
-            samples = sum(len(numbers) for _, numbers in self.waiting)
-            await run_all([self._worker() for _ in range(max(1, min(concurrency, samples)))])
+        with self.claims.held():
+            async with self.generator.session():
+                samples = sum(len(numbers) for _, numbers in self.waiting)
+                await run_all([self._worker() for _ in range(max(1, min(concurrency, samples)))])
         if self.error is not None:
             raise self.error
 
@@ -91,24 +99,36 @@ class Dispatcher:
                 finally:
                     self._busy -= 1
                     self._wake()
-            elif self._busy:
+            elif self._busy or self._watching:
                 await self._change()  # what others wait for may be incomplete, and is then shared
+            elif self.elsewhere:
+                await self._watch()
             else:
                 return
 
     def _next(self) -> list[Call]:
         calls: list[Call] = []
         size = max(1, self.generator.batch_size)
-        while self.waiting and len(calls) < size:
-            job, numbers = self.waiting.popleft()
-            self._look(job, numbers)
-            parts = calls_of(job, numbers & job.missing, self._most(job))
-            if size == 1 and len(parts) > 1:
-                for part in reversed(parts[1:]):
-                    self.waiting.appendleft((job, set(part.request.numbers)))
-                parts = parts[:1]
-            calls += parts
+        if not self.waiting:
+            return calls
+        with self.store.transaction():  # nobody else looks or claims between our look and our claim
+            while self.waiting and len(calls) < size:
+                job, numbers = self.waiting.popleft()
+                self._look(job, numbers)
+                parts = calls_of(job, self._claim(job, numbers & job.missing), self._most(job))
+                if size == 1 and len(parts) > 1:
+                    for part in reversed(parts[1:]):
+                        self.waiting.appendleft((job, set(part.request.numbers)))
+                    parts = parts[:1]
+                calls += parts
         return calls
+
+    def _claim(self, job: Job, numbers: set[int]) -> set[int]:
+        """What is ours to ask for; what other processes are asking for is put aside."""
+        ours = self.claims.take(job.key, numbers) if numbers else numbers
+        if numbers - ours:
+            self.elsewhere.append((job, numbers - ours))
+        return ours
 
     def _most(self, job: Job) -> int | None:
         return None if job.request.sampling.greedy else self.generator.samples_per_call
@@ -187,6 +207,7 @@ class Dispatcher:
             for number in call.request.numbers:
                 call.job.failures[number] = reason
                 self.display.advance(failed=1)
+            self.claims.release(call.job.key, call.request.numbers)
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
@@ -243,7 +264,7 @@ class Dispatcher:
             self._keep_one(call, answer, name)
 
     def _keep_one(self, call: Call, answer: Answer, name: str) -> None:
-        job, rest, beaten = call.job, set(call.request.numbers), self.store.beaten
+        job, rest = call.job, set(call.request.numbers)
         for number in sorted(rest & answer.completions.keys()):
             job.completions[number] = self.store.put(
                 job.key,
@@ -255,13 +276,11 @@ class Dispatcher:
             )
             rest.discard(number)
             self.display.advance(done=1)
-        if self.store.beaten > beaten:
-            # Somebody else works on the same list: go on elsewhere in it, so that what both ask stays little.
-            self.waiting.rotate(-random.randrange(len(self.waiting) + 1))
         again = rest - answer.failures.keys() if answer.completions else set()
         for number in rest - again:
             job.failures[number] = answer.failures.get(number, f"{name} gave no answer to sample {number}")
             self.display.advance(failed=1)
+        self.claims.release(job.key, rest - again)
         if again:
             # Fewer than were asked for: the others by further calls, as long as each brings something.
             self.result.asked -= len(again)
@@ -283,6 +302,17 @@ class Dispatcher:
         self._paused.add(pause)
         await asyncio.wait([pause], timeout=seconds)
         self._paused.discard(pause)
+
+    async def _watch(self) -> None:
+        """Waits for what other processes are asking for: it is answered soon, or left to us."""
+        self._watching = True
+        try:
+            await self._pause(BETWEEN_LOOKS)
+        finally:
+            self._watching = False
+        self.waiting.extend(self.elsewhere)
+        self.elsewhere.clear()
+        self._wake()
 
     async def _change(self) -> None:
         """Waits until a call is through, or there is more in the queue."""

@@ -197,28 +197,6 @@ def test_what_a_generator_leaves_out_is_asked_for_again_while_it_brings_somethin
     assert [failure.reason for failure in failures] == [f"Sparing gave no answer to sample {n}" for n in (0, 1)]
 
 
-def test_who_comes_second_goes_on_elsewhere(scripted, tmp_path: Path) -> None:
-    """Two that work on one list step by step would otherwise ask everything twice."""
-    path, requests = tmp_path / "store.sqlite", [Request(f"p{number}") for number in range(60)]
-    other = CompletionStore(path)
-    mine: list[str] = []
-
-    class Racing(scripted):
-        def generate(self, requests: Sequence[Request]) -> list[Answer]:
-            mine.append(requests[0].text)
-            if len(mine) <= 5:
-                other.put(requests[0].key("script"), 0, Completion("theirs"))
-            return super().generate(requests)
-
-    with CompletionStore(path) as store:
-        result = Engine(Racing(), store, progress=False).run(requests)
-        assert store.beaten == 5
-    assert sorted(mine) == sorted(request.text for request in requests)
-    assert mine != [request.text for request in requests]
-    assert [answer.texts[0] for answer in result.answers if answer.request.text in mine[:5]] == ["theirs"] * 5
-    other.close()
-
-
 def test_no_requests_are_fine(scripted) -> None:
     assert Engine(scripted(), progress=False).run([]).answers == []
 
