@@ -115,8 +115,10 @@ class TransformersGenerator(TextGenerator):
             request = answers[place].request
             own = [tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in request.options]
             length = len(prompt) + max(map(len, own)) - 1
-            if not prompt or self._room(length) < 0:
-                reason = f"the prompt has {len(prompt)} tokens, too many with its options" if prompt else "no prompt"
+            if not prompt or not all(own):
+                answers[place] = Answer.refused(request, "the prompt or an option has no token")
+            elif self._room(length) < 0:
+                reason = f"the prompt has {len(prompt)} tokens, too many with its options"
                 answers[place] = Answer.refused(request, reason)
             else:
                 options[place] = own

@@ -210,12 +210,12 @@ class InContextMethod(BlackBoxMethod):
         return Request(context, sampling=self.answer_sampling, stop=(self.separator,))
 
     def _votes(self, problem: Problem, answers: Sequence[Answer]) -> list[str]:
-        """What was predicted with each draw; texts that differ in case or whitespace alone are one candidate."""
+        """What was predicted with each draw; an empty answer is no vote, and case and whitespace make no difference."""
         if self.chooses(problem):
             scores = [option_scores(answer) for answer in answers]
             return [likeliest(list(each), [each]) for each in scores if each]
         first: dict[str, str] = {}
-        written = [text.strip() for answer in answers for text in answer.texts]
+        written = [text.strip() for answer in answers for text in answer.texts if text.strip()]
         return [first.setdefault(str(canonical_answer(text, "text")), text) for text in written]
 
     def _prediction(self, problem: Problem, said: str | None, votes: Sequence[str]) -> TaskPrediction:

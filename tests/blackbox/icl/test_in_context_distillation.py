@@ -189,6 +189,9 @@ def test_written_answers_are_votes_but_for_case_and_whitespace() -> None:
     (found,) = finish(rounds, [wrote(r, t) for r, t in zip(requests, ["11", " A  b\n", "a b"], strict=True)])
     assert (found.prediction, found.correct, found.chosen) == ("A  b", False, False)
     assert found.votes == ("11", "A  b", "A  b")
+    rounds = InContextDistillation(demonstrations=1, votes=3).infer([query])
+    (found,) = finish(rounds, [wrote(r, t) for r, t in zip(next(rounds).requests, ["", " \n", "10 "], strict=True)])
+    assert (found.prediction, found.correct, found.votes) == ("10", True, ("10",))
 
 
 def test_a_pool_that_is_shown_whole_gives_one_vote() -> None:
