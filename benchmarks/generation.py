@@ -10,7 +10,7 @@ on the disk, where every answer is committed by itself; bare is 64 workers aroun
 that of the process's CPU times a request within each pair of blocks: its median and bootstrapped 90 % interval.
 
 Store: a million answers to a million requests. A look-up is that of one answer by its request's hash; resuming is a
-whole run of the engine over all of them, from the requests to the answers, with nothing to ask.
+whole run of the engine over all of them, from the requests to the answers, with nothing to ask; the shortest of three.
 
 Kills: `generation_kills.py`, at random moments, counted by the server.
 """
@@ -169,15 +169,17 @@ def store(folder: Path, quick: bool) -> dict[str, Any]:
     count, path = 10_000 if quick else 1_000_000, folder / "large.sqlite"
     asked = [Request(question(number)) for number in range(count)]
     fill(path, asked)
+    spent = [resume(path, asked) for _ in range(3)]
     return {
         "rows": count,
         "bytes": path.stat().st_size,
         "lookup_milliseconds": lookups(path, asked, min(count, 5_000)),
         "lookup_bound": 1.0,
-        "resume_seconds": (spent := resume(path, asked)),
+        "resume_seconds": min(wall for wall, _ in spent),
+        "resume_cpu_seconds": min(alone for _, alone in spent),
         "resume_bound": 10.0,
         "resident_megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "holds": spent <= 10.0,
+        "holds": min(wall for wall, _ in spent) <= 10.0,
     }
 
 
@@ -213,12 +215,12 @@ def lookups(path: Path, asked: Sequence[Request], count: int) -> dict[str, float
     return {"median": statistics.median(spent), "p99": statistics.quantiles(spent, n=100)[-1], "most": max(spent)}
 
 
-def resume(path: Path, asked: Sequence[Request]) -> float:
-    """Seconds of a run with nothing to ask."""
+def resume(path: Path, asked: Sequence[Request]) -> tuple[float, float]:
+    """Seconds of a run with nothing to ask: on the wall, and of this process alone."""
     with CompletionStore(path) as opened:
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         result = Engine(Silent(), opened, progress=False).run(asked)
-        spent = time.perf_counter() - began
+        spent = time.perf_counter() - began[0], time.process_time() - began[1]
     assert (result.asked, result.reused) == (0, len(asked))
     return spent
 
@@ -279,7 +281,7 @@ def table(measured: dict[str, Any]) -> str:
         rows.append(
             [
                 f"resuming a run of {one['rows']:,} stored answers",
-                f"{one['resume_seconds']:.1f} s",
+                f"{one['resume_seconds']:.1f} s ({one['resume_cpu_seconds']:.1f} of CPU time)",
                 f"{one['resume_bound']:.0f} s",
                 _yes(one["resume_seconds"] <= one["resume_bound"]),
             ]

@@ -25,8 +25,8 @@ class BlackBoxData(DistillDataModule):
 
     Before training (on one process) the teacher is asked about the training and validation records, through the
     store; its answers are filtered, and one line for each, kept or dropped with its reason, goes to
-    `<store>.<method>/report.jsonl`. The test split is of records too: it is never asked about, and serves the
-    method's inference protocol.
+    `<store>.<method>/report.jsonl`; `kdlightning generate` does this alone. The test split is of records
+    too: it is never asked about, and serves the method's inference protocol.
 
     Batches have `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label, and in methods of several
     tasks `tags` `(B,)`. Validation shows of each record the texts of its first kept answer, which is one row in most
