@@ -69,9 +69,9 @@ class Engine:
 
     Identical requests are asked once. The store is looked at just before a request is sent, so what another process
     finished in the meantime is not asked again, nor what another one is asking for; each answer is committed before it
-    counts as done. After a kill only requests that were in flight are asked again. What a generator leaves out of an answer
-    is asked for by further requests. An attempt that brings nothing is made again, later each time or when the server
-    says so.
+    counts as done. After a kill only requests that were in flight are asked again. What a generator leaves out of an
+    answer is asked for by further requests. An attempt that brings nothing is made again, later each time or when the
+    server says so.
 
     Args:
         generator: who is asked.
