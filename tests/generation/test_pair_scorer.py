@@ -9,10 +9,13 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from kdlightning.blackbox.base import collect, problems_from
+from kdlightning.blackbox.cot.disco import DISCO
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Request
 from kdlightning.generation.engine import Engine
 from kdlightning.generation.pair_scorer import PairScorer
+from kdlightning.generation.recorded import RecordedGenerator
 from kdlightning.text.tokenizers import train_tokenizer
 
 OLD, NEW = ("a man sleeps", "he rests"), ("a man runs far away", "he rests")
@@ -56,6 +59,21 @@ def test_the_score_is_how_much_more_probable_the_label_has_become(folders: list[
     loss = probability(folders[0], OLD, "entailment") - probability(folders[0], NEW, "entailment")
     assert abs(gain) > 0.01
     assert scores == pytest.approx([gain, loss, 0.0, gain], abs=2e-6)
+
+
+def test_it_reads_the_questions_of_disco(folders: list[str]) -> None:
+    record = {
+        "guid": "0", "premise": "a man sleeps", "hypothesis": "he rests", "label": "entailment",
+        "new_label": "neutral", "span": "sleeps", "said": "runs far away",
+    }  # fmt: skip
+    method = DISCO(demonstrations=0, threshold=-1.0)
+    teacher = RecordedGenerator([record], "guid", {"perturbation": "said"})
+    others = {"referee": PairScorer(folders[0])}
+    found = problems_from([record], method, "guid", "label")
+    (outcome,), _ = collect(method, found, teacher, others=others, progress=False)
+    gain = probability(folders[0], NEW, "neutral") - probability(folders[0], OLD, "neutral")
+    assert outcome.kept
+    assert float(outcome.texts["score"]) == pytest.approx(gain, abs=2e-6)
 
 
 def test_several_models_are_weighted_by_the_softmax_of_their_scores(folders: list[str]) -> None:
