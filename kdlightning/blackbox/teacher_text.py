@@ -254,7 +254,7 @@ class TeacherText:
         # Once trained it stays: a student's numbers of tokens must not change when a few more answers come in.
         if self.given_tokenizer is not None or folder.is_dir():
             return self.tokenizer()
-        texts = [example.prompt + example.label for example in examples]
+        texts = [example.prompt + example.given + example.label for example in examples]
         tokenizer = train_tokenizer(texts, self.vocab_size, self.tokenizer_kind)
         self.folder.mkdir(parents=True, exist_ok=True)
         beside = Path(mkdtemp(prefix=".tokenizer-", dir=self.folder))
