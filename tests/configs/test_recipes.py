@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -183,6 +184,22 @@ def made_counterfactuals(folder: Path) -> list[str]:
     return [f"--data.init_args.path={folder / 'pairs.jsonl'}"]
 
 
+def made_instructions(folder: Path) -> list[str]:
+    """Instructions with recorded answers, where the first stages read them; later ones read what those leave."""
+    path = folder.parent / "instruct" / "rasbt_instruction_data.jsonl.gz"
+    path.parent.mkdir()
+    records = [
+        {
+            "instruction": f"Name {n} towns of region {n % 7}.",
+            "input": "Near the sea." if n % 3 else "",
+            "output": "Here they are.",
+        }
+        for n in range(40)
+    ]
+    path.write_bytes(gzip.compress("".join(f"{json.dumps(record)}\n" for record in records).encode()))
+    return []
+
+
 # Made-up records of each black-box recipe.
 RECORDS = {
     "mt_cot": made_problems,
@@ -191,6 +208,7 @@ RECORDS = {
     "scott": made_problems,
     "socratic_cot": made_chains,
     "in_context_distillation": made_tasks,
+    "instruction_following": made_instructions,
 }
 
 
