@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kdlightning.blackbox.teacher_text import Asked, TeacherText
     from kdlightning.generation.engine import Failure
 
-_SHOWN = 20
+_SHOWN = 10
 
 
 def main(arguments: list[str]) -> int:

@@ -167,6 +167,8 @@ def test_products_that_are_not_made_yet_are_no_mistake(arguments: list[str], com
         ({"config": [], "arguments": []}, "neither config nor arguments"),
         ({"config": "supervised/digits", "arguments": ["--trainer_max=1"]}, "has no option --trainer_max"),
         ({"config": "supervised/digits", "arguments": ["--ckpt_path", "${stages.first.last"]}, "does not close it"),
+        ({"command": "generate", "config": "supervised/digits", "arguments": ["--max_reqests=1"]}, "max_requests"),
+        ({"command": "generate"}, "neither config nor arguments"),
     ],
 )
 def test_a_recipes_late_stages_are_checked_before_the_first_runs(
