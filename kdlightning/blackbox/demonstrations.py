@@ -58,6 +58,7 @@ def load_demonstrations(
     fields: Sequence[str] | Mapping[str, str],
     *,
     owner: str,
+    lists: Sequence[str] = (),
     count: int | None = None,
     choice: Choice = "first",
     seed: int = 0,
@@ -72,14 +73,15 @@ def load_demonstrations(
             the file, which may look inside objects (`{rationale: outputs.why}`). Further fields are handed on as they
             are.
         owner: the method, for messages.
+        lists: names of further fields that hold a list, empty where a demonstration has none.
         count: k; None is the whole bank.
         choice: "first" or "drawn", as `Demonstrations` says.
         seed: of the draws.
         question_field: the name, among the fields, of the question.
 
     Raises:
-        ConfigurationError: no such file, nothing in it, a field that is missing or empty, a k below 1 or above the
-            number of demonstrations, or a choice that is none.
+        ConfigurationError: no such file, nothing in it, a field that is missing or empty, no list where there should be
+            one, a k below 1 or above the number of demonstrations, or a choice that is none.
     """
     if choice not in get_args(Choice):
         raise ConfigurationError(f"{owner}: demonstrations are first or drawn, not {choice!r}")
@@ -90,9 +92,7 @@ def load_demonstrations(
     where = f"{owner}: demonstrations"
     names = dict(fields) if isinstance(fields, Mapping) else {name: name for name in fields}
     records = load_records(_found(source), where)
-    bank = tuple(_read(record, number, names, where) for number, record in enumerate(records))
-    if not bank:
-        raise ConfigurationError(f"{where}: the bank is empty")
+    bank = tuple(_read(record, number, names, lists, where) for number, record in enumerate(records))
     count = len(bank) if count is None else count
     if not 1 <= count <= len(bank):
         raise ConfigurationError(f"{where}: {count} are asked for; the bank has {len(bank)}, so give 1 to {len(bank)}")
@@ -105,7 +105,7 @@ def _found(source: str | Path | Sequence[Record]) -> str | Path | Sequence[Recor
     return source
 
 
-def _read(record: Record, number: int, names: Mapping[str, str], where: str) -> dict[str, Any]:
+def _read(record: Record, number: int, names: Mapping[str, str], lists: Sequence[str], where: str) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise ConfigurationError(f"{where}: number {number + 1} holds no fields but a {type(record).__name__}")
     shown = dict(record)
@@ -117,6 +117,10 @@ def _read(record: Record, number: int, names: Mapping[str, str], where: str) -> 
         if value is None or value == [] or (isinstance(value, str) and not value.strip()):
             raise ConfigurationError(f"{where}: number {number + 1} has nothing in {source!r}")
         shown[name] = value.strip() if isinstance(value, str) else value
+    for name in lists:
+        shown[name] = record.get(name) or []
+        if not isinstance(shown[name], (list, tuple)):
+            raise ConfigurationError(f"{where}: number {number + 1} holds no list in {name!r}")
     return shown
 
 

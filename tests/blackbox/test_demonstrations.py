@@ -91,6 +91,13 @@ def test_fields_can_have_other_names_in_the_file() -> None:
     assert bank(Problem(0, "Why?", None)) == []
 
 
+def test_a_list_that_is_missing_is_empty() -> None:
+    bank = load([BANK[0], BANK[1] | {"parts": [1]}, BANK[2] | {"parts": None}], lists=["parts"]).bank
+    assert [each["parts"] for each in bank] == [[], [1], []]
+    with pytest.raises(ConfigurationError, match=r"Method: demonstrations: number 1 holds no list in 'parts'"):
+        load([BANK[0] | {"parts": "one"}], lists=["parts"])
+
+
 def test_templates_read_them(tmp_path: Path) -> None:
     template = tmp_path / "mine.jinja"
     template.write_text("{% for shown in demonstrations %}{{ shown.question }} {{ shown.answer }}; {% endfor %}?")

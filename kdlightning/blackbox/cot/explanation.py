@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from kdlightning.blackbox.base import Problem
+from kdlightning.blackbox.demonstrations import Demonstrations
 from kdlightning.blackbox.question_answering import choices_of
 from kdlightning.blackbox.templates import render
-from kdlightning.generation.records import field_of, load_records
+
+EXPLAINED = ("question", "answer", "rationale")
+"""What a demonstration of an explanation must have; `choices` are a list that it may have."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class ExplanationPrompt:
 
     template: str
     choices_field: str | None = None
-    demonstrations: list[dict[str, Any]] = field(default_factory=list)
+    demonstrations: Demonstrations = field(default_factory=Demonstrations)
 
     def choices(self, problem: Problem) -> list[str]:
         """The choices that a question offers."""
@@ -37,16 +38,6 @@ class ExplanationPrompt:
             question=problem.question.strip(),
             choices=self.choices(problem),
             answer=answer,
-            demonstrations=self.demonstrations,
+            demonstrations=self.demonstrations(problem),
             record=problem.record,
         )
-
-
-def explained(records: str | list[dict[str, Any]] | None, owner: str) -> list[dict[str, Any]]:
-    """Demonstrations of explanations: a file or records, with the fields question, answer, rationale, maybe choices."""
-    return [] if records is None else [_shown(record) for record in load_records(records, owner)]
-
-
-def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {name: str(field_of(record, name)).strip() for name in ("question", "answer", "rationale")}
-    return {**fields, "choices": list(record.get("choices") or ())}

@@ -8,11 +8,11 @@ from typing import Any, Literal, get_args
 
 from kdlightning.blackbox.answers import AnswerKind
 from kdlightning.blackbox.base import KEPT, Outcome, Problem, Round, Rounds
+from kdlightning.blackbox.cot.explanation import ExplanationPrompt
 from kdlightning.blackbox.cot.fine_tune_cot import EMPTY, NO_TEXT
 from kdlightning.blackbox.cot.two_tasks import CHAIN, CONCLUSION, TwoTasks
 from kdlightning.blackbox.demonstrations import Choice
 from kdlightning.blackbox.question_answering import NO_GOLD, StudentKind
-from kdlightning.blackbox.templates import render
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Origin, Request
 from kdlightning.generation.records import field_of
@@ -143,7 +143,7 @@ class MTCoT(TwoTasks):
         self.source = source
         self.setup = setup
         self.human_field = human_field
-        self.rationalization_prompt = rationalization_prompt
+        self.explain = ExplanationPrompt(rationalization_prompt, choices_field, self.shown)
 
     # -- the teacher -----------------------------------------------------------------------------------------------
 
@@ -170,8 +170,7 @@ class MTCoT(TwoTasks):
         return without + read
 
     def _rationalization_request(self, problem: Problem) -> Request:
-        values = {**self.template_values(problem), "answer": self.gold(problem)}
-        prompt = render(self.rationalization_prompt, **values)
+        prompt = self.explain(problem, str(self.gold(problem)))
         origin = Origin(problem.question, "rationalization")
         return Request(prompt, sampling=self.rationale_sampling, stop=self.stop, origin=origin)
 

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer
 from kdlightning.blackbox.base import KEPT, Example, Outcome, Prediction, Problem, Round, Rounds
-from kdlightning.blackbox.cot.explanation import ExplanationPrompt, explained
+from kdlightning.blackbox.cot.explanation import EXPLAINED, ExplanationPrompt
 from kdlightning.blackbox.cot.faithfulness import FaithfulPrediction, faithfulness_metrics, fed_rationales
 from kdlightning.blackbox.cot.wrong_answers import wrong_answer
+from kdlightning.blackbox.demonstrations import load_demonstrations
 from kdlightning.blackbox.question_answering import NO_GOLD, QuestionAnswering, StudentKind
 from kdlightning.blackbox.templates import render
 from kdlightning.errors import ConfigurationError
@@ -120,7 +121,7 @@ class SCOTT(QuestionAnswering):
             )
         if not 0 <= perturbed_share <= 1:
             raise ConfigurationError(f"SCOTT: perturbed_share is {perturbed_share}; give 0 to 1")
-        shown = explained(demonstrations, "SCOTT: demonstrations")
+        shown = load_demonstrations(demonstrations, EXPLAINED, owner="SCOTT", lists=("choices",))
         self.explain = ExplanationPrompt(rationale_prompt, choices_field, shown)
         self.plausibility = plausibility
         self.perturbation = perturbation

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from kdlightning.blackbox.answers import AnswerKind, canonical_answer, extract_answer
 from kdlightning.blackbox.base import Example, Outcome, Problem
+from kdlightning.blackbox.cot.explanation import EXPLAINED
 from kdlightning.blackbox.cot.fine_tune_cot import FineTuneCoT
 from kdlightning.blackbox.demonstrations import Choice, load_demonstrations
 from kdlightning.blackbox.question_answering import StudentKind, choices_of
@@ -79,26 +80,23 @@ class TwoTasks(FineTuneCoT):
         self.prefixes = dict(zip((ANSWER, EXPLANATION), prefixes, strict=True))
         self.shown = load_demonstrations(
             demonstrations,
-            ("question", "rationale", "answer"),
+            EXPLAINED,
             owner=name,
+            lists=("choices",),
             count=demonstration_count,
             choice=demonstration_choice,
             seed=seed,
         )
-        for number, shown in enumerate(self.shown.bank):
-            if not isinstance(shown.get("choices") or [], list):
-                raise ConfigurationError(f"{name}: demonstrations: the choices of number {number + 1} are no list")
         self.student_prompt = student_prompt
 
     # -- the teacher -----------------------------------------------------------------------------------------------
 
     def template_values(self, problem: Problem) -> dict[str, Any]:
         """`question`, `choices`, `demonstrations` (of question, choices, rationale and answer) and `record`."""
-        shown = [{**each, "choices": each.get("choices") or []} for each in self.shown(problem)]
         return {
             "question": problem.question.strip(),
             "choices": choices_of(problem, self.choices_field),
-            "demonstrations": shown,
+            "demonstrations": self.shown(problem),
             "record": problem.record,
         }
 

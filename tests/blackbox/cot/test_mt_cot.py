@@ -272,7 +272,7 @@ def test_inference_uses_the_answer_task_alone() -> None:
         ({"answer_prefix": "explain: "}, "prefix"),
         ({"demonstrations": SHOWN, "demonstration_count": 2}, "MTCoT: demonstrations: 2 are asked for"),
         ({"demonstrations": [{"question": "q", "answer": "a"}]}, "no field 'rationale'"),
-        ({"demonstrations": [SHOWN[0] | {"choices": "dog, fish"}]}, "choices of number 1 are no list"),
+        ({"demonstrations": [SHOWN[0] | {"choices": "dog, fish"}]}, "number 1 holds no list in 'choices'"),
         ({"demonstration_choice": "random"}, "first or drawn"),
         ({"kind": "words"}, "text"),
         ({"student_kind": "encoder"}, "student_kind"),
