@@ -63,12 +63,14 @@ class DISCO(BlackBoxMethod):
     how often it is right on both. No language model is trained, so there are no examples and no inference by rounds.
 
     The paper's and its code's: the prompts, 4 demonstrations, temperature 0.8, 256 tokens, the heuristics and their
-    order, the score, and threshold 0.25 (the code's "0.5 / 2"; the paper's text has 0.5, as far as we know). Ours: the
-    demonstrations themselves; "inconclusive", misspelt in public code; a dropped perturbation really stays out of the
-    classifier's filter; spans stand for whole words; an answer ends with its line. Not here: the parser that found the
-    paper's spans (give them in the records, or take windows of words by `span_words`), penalties on frequency (0.8) and
-    presence (0.5), which requests have no place for, a search for near demonstrations, and the text completion
-    servers' `suffix` (an insertion's template holds both sides of the gap).
+    order, the score, and threshold 0.25 (the code's "0.5 / 2"; an earlier state of it has 0.15, and all published pairs
+    from entailment to neutral lie above that; the paper's own figure could not be checked, nor could its results).
+    Ours: the demonstrations themselves; "inconclusive", misspelt in public code; a dropped perturbation really stays
+    out of the classifier's filter; spans stand for whole words; an answer that repeats another one to the same span is
+    dropped; an answer ends with its line, except in a chat. Not here: the parser that found the paper's spans (give
+    them in the records, or take windows of words by `span_words`), penalties on frequency (0.8) and presence (0.5),
+    which requests have no place for, a search for near demonstrations, and the text completion servers' `suffix` (an
+    insertion's template holds both sides of the gap).
 
     Args:
         target_label: the label to change to; None reads `target_field` of each record.

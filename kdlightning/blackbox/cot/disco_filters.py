@@ -38,8 +38,9 @@ class DiscoHeuristics:
     Texts are compared in small letters and without punctuation. Likeness is the Jaccard index of the words, each as
     often as it occurs. The first reason that applies is given, in the order of the checks in public code.
 
-    Public code looks for the negations and for what contains what as strings of characters, so that "know" negates and
-    "he" is part of "the"; here they are whole words.
+    The thresholds are those of the latest public code (an earlier state has 0.5 for a new premise). It looks for the
+    negations and for what contains what as strings of characters, so that "know" negates and "he" is part of "the";
+    here they are whole words, and "isn't", which its comparison misses, is one of them.
 
     Attributes:
         hypothesis_overlap: a perturbation more like the hypothesis than this is dropped.
