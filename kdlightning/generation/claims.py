@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.store import CompletionStore
@@ -59,8 +60,8 @@ class Claims:
 
     def release(self, key: str, numbers: Iterable[int]) -> None:
         """Gives samples up, so that others may ask for them."""
-        if self.shared:
-            mine = [(key, number, self.owner) for number in numbers]
+        mine = [(key, number, self.owner) for number in numbers]
+        if self.shared and mine:
             with self.store.transaction() as connection:
                 connection.executemany("DELETE FROM claims WHERE request = ? AND sample = ? AND owner = ?", mine)
 
@@ -74,10 +75,18 @@ def _holds(owner: str, since: float) -> bool:
         return owner in _LIVING
     if os.name != "posix":  # elsewhere the same call would end the process
         return True
+    return _lives(process)
+
+
+def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except OSError:  # it is another user's
         return True
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except OSError:  # not on this system
+        return True
+    return state != "Z"  # ended, and its parent has not asked how

@@ -175,11 +175,11 @@ class Dispatcher:
             self._fail(calls, failure.reason + tried)
             return False
         self.result.retried += 1
-        if wait is None:
-            wait = min(LONGEST_WAIT, self.generator.first_wait * 2.0 ** min(attempt, 30))
-        else:
+        if wait is not None:
             self._not_before = max(self._not_before, _now() + wait)  # the server's wish is for everybody
-        await self._pause(wait * random.uniform(1.0, 1.25))
+        # A server that is overrun may ask for too little: the waits grow all the same.
+        growing = min(LONGEST_WAIT, self.generator.first_wait * 2.0 ** min(attempt, 30))
+        await self._pause(max(wait or 0.0, growing) * random.uniform(1.0, 1.25))
         return not self._found(calls)
 
     def _found(self, calls: Sequence[Call]) -> bool:

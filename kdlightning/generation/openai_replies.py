@@ -48,12 +48,16 @@ def read_reply(content: bytes, request: Request, count: int, generator: OpenAIGe
     where, variable = generator.base_url, generator.key_variable
     try:
         data = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         start = shown(content[:100].decode("utf-8", "replace"), variable, 60)
         raise UnavailableError(f"{where} sent no JSON ({start!r})") from None
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        said = shown(data["error"] if isinstance(data, dict) and data.get("error") else content.decode(), variable, 100)
+        said = shown(
+            data["error"] if isinstance(data, dict) and data.get("error") else content.decode("utf-8", "replace"),
+            variable,
+            100,
+        )
         raise UnavailableError(f"{where} sent no choices ({said})")
     choices = _in_order(choices)
     answer = Answer(request)

@@ -274,6 +274,7 @@ def test_an_empty_choice_among_others_is_asked_again(server: Server, ask: Any) -
         (lambda _: "cut", "was cut"),
         (lambda _: (200, b'{"choices": [', {}), "sent no JSON"),
         (lambda _: (200, b"hello", {"content-type": "text/plain"}), "sent no JSON"),
+        (lambda _: (200, b"[" * 100_000, {}), "sent no JSON"),
         (lambda _: [1, 2], "sent no choices"),
         (lambda _: {"choices": None}, "sent no choices"),
         (lambda _: {"choices": []}, "empty answer"),
@@ -318,8 +319,9 @@ def test_retry_after_is_waited_for_by_everybody(server: Server, ask: Any) -> Non
     assert len([gap for gap in gaps if gap > 0.2]) == 1
 
 
-def test_waits_grow_without_retry_after(server: Server, ask: Any) -> None:
-    server.script = [fails(500)] * 3
+@pytest.mark.parametrize("headers", [{}, {"retry-after": "0"}])
+def test_waits_grow(server: Server, ask: Any, headers: dict[str, str]) -> None:
+    server.script = [fails(429, **headers)] * 3
     run(ask(first_wait=0.05), Request("p"))
     gaps = [later - earlier for earlier, later in zip(server.times, server.times[1:], strict=False)]
     assert gaps[0] >= 0.045
