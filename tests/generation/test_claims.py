@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -58,7 +59,7 @@ def test_an_exception_leaves_no_claim(path: Path) -> None:
     assert claimed(path) == 0
 
 
-@pytest.mark.parametrize("kind", ["dead", "ours of another life", "old"])
+@pytest.mark.parametrize("kind", ["dead", "dead and not waited for", "ours of another life", "old"])
 def test_claims_of_those_who_are_gone_are_void(kind: str, path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     with CompletionStore(path) as store:
@@ -70,6 +71,11 @@ def test_claims_of_those_who_are_gone_are_void(kind: str, path: Path) -> None:
         if kind == "dead":
             process.kill()
             process.wait()
+        if kind == "dead and not waited for":
+            if not Path("/proc/self/stat").exists():
+                pytest.skip("only where processes can be looked at")
+            process.kill()
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         if kind == "old":
             with store.transaction() as connection:
                 connection.execute("UPDATE claims SET since = ?", (time.time() - LONGEST - 1,))
