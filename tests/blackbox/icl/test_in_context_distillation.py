@@ -269,6 +269,19 @@ def test_recorded_answers_are_kept_and_a_broken_run_asks_for_the_rest(tasks: Cal
     assert all(o.prediction == p.gold for o, p in zip(outcomes, problems, strict=True))
 
 
+def test_one_prompt_of_two_tasks_has_the_answer_of_each() -> None:
+    records = [
+        {"family": "f", "task": task, "prompt": f"Is {n} so?", "completion": names[n % 2]}
+        for task, names in {"t": ("yes", "no"), "u": ("true", "false")}.items()
+        for n in range(6)
+    ]
+    method = InContextDistillation("multitask", demonstrations=1)
+    parts = method.split(problems_from(records, method, "prompt", "completion"), None, 0, 0, 0)
+    teacher = RecordedGenerator(records, "prompt", {**method.context_fields, "answer": "completion"})
+    outcomes, _ = collect(method, parts["train"], teacher, progress=False)
+    assert [outcome.prediction for outcome in outcomes] == [record["completion"] for record in records]
+
+
 def test_predictions_of_a_whole_round_stay_with_their_records() -> None:
     class Knowing(TextGenerator):
         capabilities: frozenset[Capability] = frozenset({"text", "logits"})

@@ -119,6 +119,15 @@ def test_tasks_with_one_answer_are_not_tested(tasks: Callable[[int], list]) -> N
     assert split(InContextDistillation(), tasks(9), test=1, val=0)["test"]
 
 
+def test_what_has_a_trained_prompt_is_not_tested(tasks: Callable[[int], list]) -> None:
+    records = [each for each in tasks(20) if each["task"] == "parity_a"]
+    for number, record in enumerate(records):
+        record["prompt"] = f"{number // 10} is"  # each prompt ten times
+    parts = split(InContextDistillation("multitask"), records, test=0.3)
+    assert parts["test"] == parts["val"] == []
+    assert parts["train"]
+
+
 def test_test_records_of_their_own(tasks: Callable[[int], list]) -> None:
     records = tasks(12)
     own = [each for each in records if each["family"] != "sign"]
