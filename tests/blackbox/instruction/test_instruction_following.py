@@ -13,6 +13,7 @@ from kdlightning.blackbox.sequences import tokenize
 from kdlightning.errors import ConfigurationError, MissingExtraError
 from kdlightning.generation.base import Answer, Completion
 from kdlightning.generation.recorded import RecordedGenerator
+from kdlightning.generation.records import field_of
 from kdlightning.text.tokenizers import train_tokenizer
 
 BARE = Problem(0, "Name a tree.", "An oak.", {"input": ""})
@@ -160,6 +161,16 @@ def test_the_data_look_recorded_answers_up_by_the_input(tmp_path: Path) -> None:
     outcomes = {outcome.record: outcome for outcome in data.text.outcomes()}
     for problem in data.problems["train"]:
         assert outcomes[problem.number].texts["response"] == problem.gold
+
+
+def test_a_dotted_field_may_have_a_name_with_dots() -> None:
+    record = {"outputs": {"phi-1.5": "x", "v2": {"a.b": "y"}}, "o.p": "z"}
+    assert field_of(record, "outputs.phi-1.5") == "x"
+    assert field_of(record, "outputs.v2.a.b") == "y"
+    assert field_of(record, "o.p") == "z"
+    for name in ("outputs.phi-2", "outputs.phi-1", "outputs.v2.a.c", "output", "o.p.q"):
+        with pytest.raises(ConfigurationError, match=f"the records have no field '{name}'"):
+            field_of(record, name)
 
 
 @pytest.mark.parametrize(
