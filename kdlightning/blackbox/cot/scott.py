@@ -57,11 +57,13 @@ class SCOTT(QuestionAnswering):
 
     The paper's and its code's: prompts, rule of decoding (their factor of 0.5 before log P(t|X') is plausibility 1),
     128 tokens, texts of the student, weights, batch 16, 10 epochs, learning rate 3e-5 for T5-3B, seven demonstrations.
-    Ours: words and not tokens are replaced, by words of a fixed list, since a method knows no tokenizer; the wrong
-    answer is drawn from seed and question; questions without choices, which the paper has not, take other records'
-    answers as wrong ones; a decoder-only student's prompt ends in " ###"; no demonstrations by default, for a teacher
-    that was trained on this very format (`Rationalization`). The paper's scores with GPT-NeoX-20B are not verifiable
-    here.
+    Ours: words and not tokens are replaced, by words of a fixed list, since a method knows no tokenizer; oracle
+    rationales are the records' own, where the paper asks its teacher about test questions, and `perturbed_oracle_acc`
+    is an addition; the wrong answer is drawn from seed and question; questions without choices, which the paper has
+    not, take other records' answers as wrong ones; choices stand behind a line break, not the characters "\\n"; a
+    decoder-only student's prompt ends in " ###"; no early stopping, and no demonstrations by default, for a teacher
+    that was trained on this very format (`Rationalization`). Stopping and the texts follow the public code where the
+    paper's text was not at hand; its scores with GPT-NeoX-20B are not verifiable here.
 
     Args:
         kind: what answers are.
