@@ -66,6 +66,14 @@ class Counting(RecordedGenerator):
         ]
 
 
+def test_a_limit_of_records_is_one_of_what_the_teacher_is_asked(make: Make) -> None:
+    data = make(record_limit=20)
+    assert {part: len(problems) for part, problems in data.problems.items()} == {"train": 8, "val": 8, "test": 4}
+    assert max(problem.number for part in data.problems.values() for problem in part) == 19
+    with pytest.raises(ConfigurationError, match="record_limit must be at least 1, got 0"):
+        make(record_limit=0)
+
+
 def test_every_asked_record_has_one_line_in_the_report(make: Make) -> None:
     data = make()
     data.prepare_data()
