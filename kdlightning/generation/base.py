@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Literal, get_args
 
@@ -58,6 +58,11 @@ class Sampling:
         if not self.greedy:
             plain |= {"top_p": float(self.top_p), "top_k": int(self.top_k), "seed": int(self.seed)}
         return plain
+
+    @cached_property
+    def compact(self) -> str:
+        """`to_dict` as JSON, as it stands in a request's hash."""
+        return _compact(self.to_dict())
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Request:
     messages: Sequence[Mapping[str, str]] | None = None
     samples: int = 1
     first_sample: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     answer_start: str = ""
     contrast: Contrast | None = None
@@ -187,18 +192,13 @@ class Request:
             text = _compact({**self.to_dict(), "identity": identity})
         else:
             # The same text, put together from its parts: such requests come by the million.
-            parts = (_quoted(identity), _quoted(self.prompt), _compact_sampling(self.sampling))
+            parts = (_quoted(identity), _quoted(self.prompt), self.sampling.compact)
             text = '{"identity":%s,"prompt":%s,"sampling":%s}' % parts  # noqa: UP031
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _compact(plain: Mapping[str, Any]) -> str:
     return json.dumps(plain, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-
-
-@lru_cache(maxsize=1024)
-def _compact_sampling(sampling: Sampling) -> str:
-    return _compact(sampling.to_dict())
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class TokenLogprob:
     top: tuple[tuple[str, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer.
 
@@ -231,7 +231,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Answer:
     """What came of one request.
 

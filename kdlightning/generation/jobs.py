@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from kdlightning.generation.base import Answer, Completion, Request
 
@@ -18,13 +19,15 @@ class Job:
         key: the request's hash.
         request: one of the requests of this hash.
         numbers: samples that any of them asks for.
+        shared: whether there are several of them.
         completions: answers so far.
         failures: reasons so far.
     """
 
     key: str
     request: Request
-    numbers: set[int] = field(default_factory=set)
+    numbers: frozenset[int]
+    shared: bool = False
     completions: dict[int, Completion] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
 
@@ -33,7 +36,7 @@ class Job:
         """Samples that are neither answered nor given up."""
         if len(self.completions) == len(self.numbers):
             return set()
-        return self.numbers - self.completions.keys() - self.failures.keys()
+        return set(self.numbers - self.completions.keys() - self.failures.keys())
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,20 @@ def jobs_of(requests: Sequence[Request], identity: str) -> tuple[list[str], dict
     keys = []
     for request in requests:
         key = request.key(identity)
+        numbers = _numbers(request.first_sample, request.samples)
         job = jobs.get(key)
         if job is None:
-            job = jobs[key] = Job(key, request)
-        job.numbers.update(request.numbers)
+            jobs[key] = Job(key, request, numbers)
+        else:
+            job.numbers, job.shared = job.numbers | numbers, True
         keys.append(key)
     return keys, jobs
+
+
+@lru_cache(maxsize=1024)
+def _numbers(first: int, count: int) -> frozenset[int]:
+    """One object for all requests that ask for the same numbers."""
+    return frozenset(range(first, first + count))
 
 
 def calls_of(job: Job, numbers: Iterable[int], most: int | None = None) -> list[Call]:
@@ -78,8 +89,8 @@ def calls_of(job: Job, numbers: Iterable[int], most: int | None = None) -> list[
 def select(request: Request, job: Job) -> Answer:
     """A request's own part of what its job found."""
     found, failed = job.completions, job.failures
-    if not failed and request.samples == len(job.numbers):
-        return Answer(request, dict(found))
+    if not failed and not job.shared:
+        return Answer(request, found)
     numbers = request.numbers
     return Answer(
         request,

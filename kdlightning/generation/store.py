@@ -105,13 +105,12 @@ class CompletionStore:
             rows = self._connection.execute(f"{_FIND} = ?", (key,)).fetchall()
         return {row[1]: _completion(row) for row in rows if row[1] in wanted}
 
-    def get_many(self, keys: Sequence[str]) -> Iterator[tuple[str, int, Completion]]:
+    def get_many(self, keys: Sequence[str]) -> list[tuple[str, int, Completion]]:
         """All stored answers to some hundreds of requests, as (request hash, sample number, answer)."""
         marks = ", ".join("?" * len(keys))
         with self._sentences():
             rows = self._connection.execute(f"{_FIND} IN ({marks})", keys).fetchall()
-        for row in rows:
-            yield row[0], row[1], _completion(row)
+        return [(row[0], row[1], _completion(row)) for row in rows]
 
     def put(
         self,
