@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 def cpu(folder: Path, quick: bool) -> dict[str, Any]:
     """CPU time a request of ours and of a bare client, in alternating blocks."""
-    blocks, size = (2, 100) if quick else (12, 1000)
+    blocks, size = (2, 100) if quick else (12, 300)
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     with served() as url:
         generator = OpenAIGenerator(MODEL, url, concurrency=AT_A_TIME)

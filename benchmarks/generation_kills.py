@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def finish(server: Loopback, store: Path, count: int, name: str) -> None:
 
 def wait_for(server: Loopback, process: subprocess.Popen[bytes], name: str, samples: int) -> None:
     """Returns when the server was asked for so many samples by this process, or when it has ended."""
-    while process.poll() is None and sum(asked_by(server, name).values()) < samples:
+    while process.poll() is None and server.samples[name] < samples:
         time.sleep(0.001)
 
 
@@ -137,12 +138,12 @@ def end(process: subprocess.Popen[bytes]) -> bool:
     return running
 
 
-def settle(server: Loopback, quiet: float = 0.02) -> None:
-    """Returns when the server has read what a killed process had sent."""
-    seen = -1
-    while seen != len(server.asked):
-        seen = len(server.asked)
-        time.sleep(quiet)
+def settle(server: Loopback) -> None:
+    """Returns when the server has read all that a killed process had sent, and has seen its connections end."""
+    with urllib.request.urlopen(f"{server.url}/models") as answer:  # connections are taken in their order
+        answer.read()
+    while server.connections:
+        time.sleep(0.001)
 
 
 # -- counting ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import threading
+from collections import Counter
 from types import TracebackType
 from typing import Any
 
@@ -33,12 +34,16 @@ class Loopback:
 
     Attributes:
         asked: all requests in the order in which they were read, before they are answered.
+        samples: how many each caller has asked for.
+        connections: how many are open.
         port: where it listens.
     """
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.asked: list[Asked] = []
+        self.samples: Counter[str] = Counter()
+        self.connections = 0
         self.port = 0
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -74,6 +79,7 @@ class Loopback:
         self._loop.close()
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
             while head := await _head(reader):
                 path, headers = head
@@ -87,6 +93,7 @@ class Loopback:
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # the caller was killed
         finally:
+            self.connections -= 1
             writer.close()
 
     async def _answer(self, path: str, authorization: str, body: bytes) -> bytes:
@@ -96,7 +103,9 @@ class Loopback:
         chat = path.endswith("/chat/completions")
         prompt = content["messages"][-1]["content"] if chat else content["prompt"]
         samples = content.get("n") or 1
-        self.asked.append((authorization.removeprefix("Bearer "), prompt, samples))
+        caller = authorization.removeprefix("Bearer ")
+        self.asked.append((caller, prompt, samples))
+        self.samples[caller] += samples
         if self.delay:
             await asyncio.sleep(random.uniform(0, 2 * self.delay))
         return json.dumps(_completion(chat, answer_to(prompt), samples)).encode()
