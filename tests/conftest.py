@@ -12,6 +12,8 @@ import pytest
 import torch
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# Of the processes that tests start too: several tests run at a time, and threads that wait for a core spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
