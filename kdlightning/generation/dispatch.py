@@ -137,7 +137,7 @@ class Dispatcher:
         attempt = 0
         while True:
             await self._pause(self._not_before - _now())
-            reserved = await self._reserve(calls)
+            reserved = await self._reserve(calls, again=attempt > 0)
             if reserved is None:
                 return  # not asked for
             if not attempt:
@@ -183,12 +183,15 @@ class Dispatcher:
         return not self._found(calls)
 
     def _found(self, calls: Sequence[Call]) -> bool:
-        """Whether another process has answered a part in the meantime; the rest is put back into the queue."""
-        found = [self._look(call.job, set(call.request.numbers)) for call in calls]
-        if not any(found):
+        """Whether another process has a part by now, answered or asked for; the rest is put back into the queue."""
+        with self.store.transaction():
+            found = [self._look(call.job, set(call.request.numbers)) for call in calls]
+            rests = [call.job.missing & set(call.request.numbers) for call in calls]
+            # Claimed anew: while a call is tried again and again, its claim must not grow old.
+            lost = [self.claims.take(call.job.key, rest) != rest for call, rest in zip(calls, rests, strict=True)]
+        if not any(found) and not any(lost):
             return False
-        for call in reversed(calls):
-            rest = call.job.missing & set(call.request.numbers)
+        for call, rest in reversed(list(zip(calls, rests, strict=True))):
             self.result.asked -= call.request.samples
             if rest:
                 self.waiting.appendleft((call.job, rest))
@@ -211,7 +214,7 @@ class Dispatcher:
 
     # -- the budget ------------------------------------------------------------------------------------------------
 
-    async def _reserve(self, calls: list[Call]) -> Usage | None:
+    async def _reserve(self, calls: list[Call], *, again: bool) -> Usage | None:
         """Sets the cost aside, or gives None: the budget is spent. May shorten `calls`."""
         while not self.stopped:
             most = self._at_most(calls)
@@ -224,6 +227,7 @@ class Dispatcher:
                 await self._change()  # what is in flight may cost less than was set aside for it
             elif len(calls) > 1:
                 call = calls.pop()
+                self.result.asked -= call.request.samples if again else 0
                 self.waiting.appendleft((call.job, set(call.request.numbers)))
             else:
                 self.exceeded = which
@@ -276,7 +280,9 @@ class Dispatcher:
             )
             rest.discard(number)
             self.display.advance(done=1)
-        again = rest - answer.failures.keys() if answer.completions else set()
+        again = rest - answer.failures.keys()
+        if len(again) == call.request.samples:
+            again = set()  # it brought nothing, and would go on so
         for number in rest - again:
             job.failures[number] = answer.failures.get(number, f"{name} gave no answer to sample {number}")
             self.display.advance(failed=1)

@@ -6,7 +6,7 @@ import asyncio
 import importlib.util
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -90,7 +90,7 @@ class OpenAIGenerator(TextGenerator):
         self.price_per_million_input = price_per_million_input
         self.price_per_million_output = price_per_million_output
         self.token_limit = token_limit
-        self.extra_body = dict(extra_body or {})
+        self.extra_body = _checked_body(extra_body or {})
         self.tokenizer = tokenizer
         self.name = name
         capabilities: set[Capability] = {"text"}
@@ -133,6 +133,10 @@ class OpenAIGenerator(TextGenerator):
         # Retries are the engine's, so that budget and display see each attempt.
         options: dict[str, Any] = {"base_url": self.base_url, "timeout": self.timeout, "max_retries": 0}
         async with AsyncOpenAI(api_key=read_key(self.key_variable), **options) as client:
+            if self.base_url != OPENAI:
+                # The client finds these in the environment, and there they are meant for OpenAI.
+                client.organization = client.project = None
+                client._custom_headers = {}
             loop = asyncio.get_running_loop()
             self._clients[loop] = client
             self.models = None
@@ -176,6 +180,8 @@ class OpenAIGenerator(TextGenerator):
         answer = reply.answer
         if greedy and answer.completions:
             answer.completions = dict.fromkeys(request.numbers, answer.completions[request.first_sample])
+        elif greedy:
+            answer.failures = dict.fromkeys(request.numbers, answer.failures[request.first_sample])
         return answer
 
     def _body(self, request: Request, count: int) -> dict[str, Any]:
@@ -219,6 +225,14 @@ def _check_numbers(timeout: float, retries: int, concurrency: int, first_wait: f
         raise ConfigurationError(f"concurrency is {concurrency}: give at least 1")
     if logprobs is not None and logprobs < 0:
         raise ConfigurationError(f"logprobs is {logprobs}: give 0 or more, or None for none")
+
+
+def _checked_body(fields: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(fields)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"extra_body holds what no request can: {error}") from None
+    return dict(fields)
 
 
 def _checked_url(url: str) -> str:

@@ -45,9 +45,9 @@ def holds_key(text: str, variable: str | None) -> bool:
 
 
 def shown(text: Any, variable: str | None, most: int = 200) -> str:
-    """A server's words on one line, not too long, without the key."""
+    """A server's words on one line, not too long, without the key and without what cannot be printed."""
     key = _secret(variable)
-    line = " ".join(str(text).split())
+    line = " ".join(str(text).split()).encode("utf-8", "replace").decode("utf-8")
     line = line.replace(key, "***") if key else line
     return line if len(line) <= most else line[: most - 1] + "…"
 
@@ -167,6 +167,6 @@ def retry_after(headers: Any) -> float | None:
                 seconds = parsedate_to_datetime(value).timestamp() - time.time()
             except (TypeError, ValueError):
                 continue
-        if not math.isnan(seconds):
+        if math.isfinite(seconds):
             return max(0.0, seconds)
     return None

@@ -15,6 +15,9 @@ from kdlightning.generation.usage import Usage, estimated_tokens
 if TYPE_CHECKING:
     from kdlightning.generation.openai import OpenAIGenerator
 
+_MOST_TOKENS = 1 << 40
+"""From here on a server's count is none: no answer has so many tokens, and the store holds no such numbers."""
+
 
 class _EmptyError(Exception):
     """A choice without a text, which another attempt may bring."""
@@ -49,7 +52,7 @@ def read_reply(content: bytes, request: Request, count: int, generator: OpenAIGe
     try:
         data = json.loads(content)
     except (ValueError, RecursionError):
-        start = shown(content[:100].decode("utf-8", "replace"), variable, 60)
+        start = shown(content.decode("utf-8", "replace"), variable, 60)  # a key cut in two would not be found
         raise UnavailableError(f"{where} sent no JSON ({start!r})") from None
     choices = data.get("choices") if isinstance(data, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
@@ -62,7 +65,6 @@ def read_reply(content: bytes, request: Request, count: int, generator: OpenAIGe
     choices = _in_order(choices)
     answer = Answer(request)
     texts: list[str] = []
-    reason = f"{where} sent an empty answer"
     for number, choice in zip(request.numbers, choices[:count]):  # noqa: B905  (there may be fewer of either)
         text = _text(choice)
         texts.append(text)
@@ -75,10 +77,7 @@ def read_reply(content: bytes, request: Request, count: int, generator: OpenAIGe
     usage = _usage(data.get("usage"), request, generator, texts)
     answer.usage = dict(zip(request.numbers, _shares(usage, texts, generator)))  # noqa: B905
     if not answer.completions and not answer.failures:
-        raise UnavailableError(reason, usage=usage)
-    if not answer.completions:
-        for number in request.numbers:
-            answer.failures.setdefault(number, reason)
+        raise UnavailableError(f"{where} sent an empty answer", usage=usage)
     return Reply(answer, len(choices))
 
 
@@ -163,7 +162,7 @@ def _logprobs(choice: dict[str, Any], generator: OpenAIGenerator) -> list[TokenL
 def _usage(found: Any, request: Request, generator: OpenAIGenerator, texts: Sequence[str]) -> Usage:
     """The server's count, or an estimate."""
     counts = [found.get(name) if isinstance(found, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    sent, back = (count if isinstance(count, int) and count >= 0 else None for count in counts)
+    sent, back = (count if isinstance(count, int) and 0 <= count < _MOST_TOKENS else None for count in counts)
     known = sent is not None and back is not None
     sent = generator.prompt_tokens(request) if sent is None else sent
     back = sum(map(estimated_tokens, texts)) if back is None else back

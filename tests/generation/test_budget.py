@@ -105,6 +105,23 @@ def test_a_batch_is_cut_to_what_fits(scripted) -> None:
     assert generator.calls == [8, 3]
 
 
+def test_what_is_put_back_from_a_batch_is_counted_once(scripted) -> None:
+    class Busy(scripted):
+        retries, first_wait, attempts = 1, 0.001, 0
+
+        def generate(self, requests: Sequence[Request]) -> list[Answer]:
+            self.attempts += 1
+            if self.attempts == 1:
+                raise UnavailableError("busy", usage=Usage(1, 20))
+            return super().generate(requests)
+
+    # Two of three requests are left after the first attempt, and all of them in the end.
+    generator, budget = Busy(batch_size=3), Budget(tokens=43)
+    result = Engine(generator, progress=False, budget=budget).run(requests(3))
+    assert generator.calls == [2, 1]
+    assert result.asked == 3
+
+
 def test_tokens_are_estimated_where_nobody_counts_them(scripted) -> None:
     result = Engine(scripted(), progress=False, budget=Budget(tokens=1000)).run(requests(2))
     assert result.usage == Usage(2, 2, 2, estimated=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kdlightning.errors import ConfigurationError
-from kdlightning.generation.base import Answer, Completion, Request
+from kdlightning.generation.base import Answer, Completion, Request, UnavailableError
 from kdlightning.generation.claims import LONGEST, Claims
 from kdlightning.generation.engine import Engine
 from kdlightning.generation.store import CompletionStore
@@ -140,6 +140,26 @@ def test_two_engines_at_once_ask_for_everything_once(scripted, path: Path) -> No
         [answer.texts for answer in each.answers] == [[f"p{n}/0", f"p{n}/1"] for n in range(40)] for each in results
     )
     assert claimed(path) == 0
+
+
+def test_a_claim_does_not_grow_old_while_its_call_is_tried_again(scripted, path: Path) -> None:
+    with CompletionStore(path) as store, CompletionStore(path) as theirs:
+        other = Claims(theirs)
+
+        class Busy(scripted):
+            retries, first_wait, attempts = 2, 0.001, 0
+
+            def generate(self, requests: Sequence[Request]) -> list[Answer]:
+                self.attempts += 1
+                if self.attempts == 1:
+                    with theirs.transaction() as connection:
+                        connection.execute("UPDATE claims SET since = ?", (time.time() - LONGEST - 1,))
+                if self.attempts < 3:
+                    raise UnavailableError("busy")
+                assert other.take(Request("p").key("script"), [0]) == set()
+                return super().generate(requests)
+
+        assert Engine(Busy(), store, progress=False).run([Request("p")]).answers[0].texts == ["p/0"]
 
 
 def test_failed_samples_are_free_for_others_at_once(scripted, path: Path) -> None:

@@ -197,6 +197,17 @@ def test_what_a_generator_leaves_out_is_asked_for_again_while_it_brings_somethin
     assert [failure.reason for failure in failures] == [f"Sparing gave no answer to sample {n}" for n in (0, 1)]
 
 
+def test_a_generator_that_answers_other_samples_is_not_asked_for_ever(scripted) -> None:
+    class Astray(scripted):
+        def generate(self, requests: Sequence[Request]) -> list[Answer]:
+            assert len(self.calls) < 3
+            self.calls.append(1)
+            return [Answer(request, {7: Completion("x")}, {8: "no"}) for request in requests]
+
+    failures = Engine(Astray(), progress=False).run([Request("p", samples=2)]).failures
+    assert [failure.reason for failure in failures] == [f"Astray gave no answer to sample {n}" for n in (0, 1)]
+
+
 def test_no_requests_are_fine(scripted) -> None:
     assert Engine(scripted(), progress=False).run([]).answers == []
 

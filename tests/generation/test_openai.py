@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from datetime import date
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -337,6 +338,7 @@ def test_waits_grow(server: Server, ask: Any, headers: dict[str, str]) -> None:
         ({"retry-after": "-3"}, 0.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
         ({}, None),
     ],
 )
@@ -372,6 +374,26 @@ def test_what_would_fail_again_is_listed_at_once(server: Server, ask: Any, actio
     assert result.answers[1].texts == ["b#5.0"]
     again = run(ask(), *requests, store=store)
     assert (again.asked, again.reused, again.failures) == (1, 1, [])
+
+
+def test_a_sample_that_is_no_answer_leaves_the_others_to_be_asked_for(server: Server, ask: Any) -> None:
+    server.script = [says("half", "content_filter")]
+    result = run(ask(concurrency=1), Request("p", samples=3, sampling=WARM))
+    assert result.answers[0].texts == ["p#6.0", "p#7.0"]
+    assert [failure.sample for failure in result.failures] == [0]
+    assert result.asked == 3
+
+
+def test_greedy_samples_fail_for_one_reason(server: Server, ask: Any) -> None:
+    server.script = [says("half", "content_filter")]
+    result = run(ask(), Request("p", samples=3))
+    assert {failure.reason for failure in result.failures} == {"the server's content filter cut the answer off"}
+    assert (len(result.failures), len(server.bodies)) == (3, 1)
+
+
+def test_words_that_cannot_be_printed_are_replaced(server: Server, ask: Any) -> None:
+    server.script = [fails(400, "half \ud800 a pair")]
+    assert "(400: half ? a pair)" in str(run(ask(), Request("p"))).encode().decode()
 
 
 @pytest.mark.parametrize(
@@ -534,6 +556,13 @@ def test_usage_is_estimated_where_the_server_tells_none(server: Server, ask: Any
     assert run(ask(), Request("p" * 41)).usage == Usage(1, 11, 3, estimated=True)
 
 
+@pytest.mark.parametrize("count", [-1, 2**63, "10", None])
+def test_a_count_that_cannot_be_is_estimated_instead(server: Server, ask: Any, count: Any) -> None:
+    server.script = [lambda body: good(body) | {"usage": {"prompt_tokens": count, "completion_tokens": 2}}]
+    store = CompletionStore(":memory:")
+    assert run(ask(), Request("p" * 8), store=store).usage == store.usage() == Usage(1, 2, 2, estimated=True)
+
+
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
@@ -575,12 +604,25 @@ def test_the_key_is_sent_and_found_nowhere_else(
     assert "***" in "\n".join(texts)
 
 
-def test_no_key_goes_to_a_server_that_is_not_named_one(
+def test_a_long_key_is_not_shown_in_part(server: Server, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "sk-" + "0123456789" * 16
+    monkeypatch.setenv("TEACHER_KEY", key)
+    server.script = [lambda _: (200, f"wrong key {key}".encode(), {})]
+    result = run(ask(key_variable="TEACHER_KEY", retries=0), Request("p"))
+    assert result.failures[0].reason.endswith("sent no JSON ('wrong key ***')")
+
+
+def test_what_the_environment_holds_for_openai_goes_to_no_other_server(
     server: Server, ask: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"Authorization: Bearer {KEY}\nX-Team: {KEY}")
+    monkeypatch.setenv("TEACHER_KEY", "another-key")
     run(ask(), Request("p"))
+    run(ask(key_variable="TEACHER_KEY"), Request("q"))
     assert KEY not in str(server.headers)
+    assert [headers["authorization"] for headers in server.headers] == ["Bearer none", "Bearer another-key"]
 
 
 def test_a_missing_key_is_named(server: Server, ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -621,6 +663,7 @@ def test_a_key_given_as_an_option_is_refused_and_not_repeated(options: dict[str,
         ({"concurrency": 0}, "concurrency is 0"),
         ({"logprobs": -1}, "logprobs is -1"),
         ({"price_per_million_input": -1.0}, "price_per_million_input"),
+        ({"extra_body": {"until": date(2024, 5, 6)}}, "extra_body holds what no request can: .*date"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], named: str) -> None:
