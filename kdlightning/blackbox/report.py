@@ -52,7 +52,7 @@ def read_report(path: Path) -> list[Outcome]:
             Outcome(row["record"], row["sample"], row["reason"], row["texts"], row["prediction"], row["detail"])
             for row in rows
         ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigurationError(f"{path} is no report; remove its folder, nothing stored is lost by that") from error
 
 

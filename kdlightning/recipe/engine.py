@@ -64,10 +64,11 @@ class Engine:
     state: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.state_file.is_file():
+        if self.state_file.is_file() and not self.fresh:
             try:
-                self.state = json.loads(self.state_file.read_text(encoding="utf-8"))["stages"]
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                stages = json.loads(self.state_file.read_text(encoding="utf-8"))["stages"]
+                self.state = {name: dict(entry) for name, entry in stages.items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ConfigurationError(f"{self.state_file} is damaged: delete it, or run with --fresh") from error
 
     @property
@@ -89,8 +90,6 @@ class Engine:
         Returns:
             0, or the exit code of the stage that failed.
         """
-        if self.fresh:
-            self.state = {}
         for number, stage in enumerate(self.recipe.stages, start=1):
             plan = self.plan(stage)
             show(plan, number, len(self.recipe.stages))

@@ -368,9 +368,12 @@ def test_a_baseline_that_others_need_cannot_be_left_out() -> None:
         parse_recipe("r", {"stages": stages}, "r.yaml", baseline=False)
 
 
-def test_damaged_state_is_named(engine, fake: Fake) -> None:
+@pytest.mark.parametrize("content", [b"{", b"\xff", b'{"stages": []}', b'{"stages": {"alone": 1}}'])
+def test_damaged_state_is_named_and_a_fresh_run_does_without(content: bytes, engine, fake: Fake) -> None:
     folder = Path("runs/r/recipe/seed0")
     folder.mkdir(parents=True)
-    (folder / "recipe.json").write_text("{")
+    (folder / "recipe.json").write_bytes(content)
     with pytest.raises(ConfigurationError, match="is damaged: delete it, or run with --fresh"):
         engine()
+    assert engine(fresh=True).run() == 0
+    assert engine().run() == 0
