@@ -64,7 +64,7 @@ def test_its_blocks_run_from_top_to_bottom(run_page: Any, somebodys_files: None)
     assert Path("runs/mine/seed0/version_0/predictions.jsonl").is_file()
     assert Path("student/model.safetensors").is_file()
     ran = {command.split("kdlightning ")[1].split()[0] for command in page.commands}
-    assert ran == {"fit", "test", "taps", "predict", "export"}
+    assert ran == {"fit", "test", "taps", "predict", "export", "generate"}
 
 
 def test_the_table_of_methods_follows_the_headers():
