@@ -265,6 +265,11 @@ class BlackBoxMethod(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
 
+def with_gold(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Those of records with a gold answer: the others cannot be right, and say nothing of the student."""
+    return [prediction for prediction in predictions if prediction.gold is not None]
+
+
 def problems_from(
     records: Sequence[Record], method: BlackBoxMethod, question_field: str, gold_field: str
 ) -> list[Problem]:

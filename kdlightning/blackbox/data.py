@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,9 @@ class BlackBoxData(DistillDataModule):
     Before training (on one process) the teacher is asked about the training and validation records, through the
     store; its answers are filtered, and one line for each, kept or dropped with its reason, goes to
     `<store>.<method>/report.jsonl`; `kdlightning generate` does this alone. The test split is of records
-    too: it is never asked about, and serves the method's inference protocol.
+    too: it is never asked about, and serves the method's inference protocol. A training or
+    validation record with the prompt of a tested one, or a training one with that of a validated one, is left out, and
+    a warning counts them.
 
     Batches have `input_ids`, `attention_mask` and `labels` `(B, T)`, -100 outside the label, and in methods of several
     tasks `tags` `(B,)`. Validation shows of each record the texts of its first kept answer, which is one row in most
@@ -57,8 +60,8 @@ class BlackBoxData(DistillDataModule):
         max_length: longest example in tokens; longer ones are dropped.
         test_path: the records of the test split, in a file of their own.
         test_split: fraction or count of the records that is the test split, without `test_path`.
-        val_split: fraction or count of the records that are left, for validation; 0 validates on the test split, and
-            no best score can be reported.
+        val_split: fraction or count of the records that are left, for validation; 0 validates on the test split, of
+            which the loss is unknown (nan) and the protocol's score counts alone, and no best score can be reported.
         batch_size: training examples in a batch.
         progress: whether to show bars and a summary while the teacher is asked.
         **options: those of `DistillDataModule`.
@@ -160,7 +163,22 @@ class BlackBoxData(DistillDataModule):
         problems = {name: [everything[row] for row in sorted(part.tolist())] for name, part in parts.items()}
         if tested is not None:
             problems["test"] = tested
-        return problems
+        return self._apart(problems)
+
+    def _apart(self, parts: dict[str, list[Problem]]) -> dict[str, list[Problem]]:
+        """Without training records that ask what is validated or tested, and validation records that are tested."""
+        held: set[str] = set()
+        for part in ("test", "val", "train"):
+            asked = [(problem, " ".join(self.method.prompt(problem).split())) for problem in parts[part]]
+            parts[part] = [problem for problem, prompt in asked if prompt not in held]
+            lost = len(asked) - len(parts[part])
+            if lost:
+                warnings.warn(
+                    f"{lost} of {len(asked)} {part} records ask the same as held-out ones, and are left out",
+                    stacklevel=3,
+                )
+            held |= {prompt for _, prompt in asked}
+        return parts
 
     def _read(self, records: Sequence[Record]) -> list[Problem]:
         return problems_from(records, self.method, *self._fields)
@@ -232,6 +250,8 @@ class BlackBoxData(DistillDataModule):
         self._rows = {part: _beginnings(parts[part], self.problems[part]) for part in ("val", "test")}
         self._kept = by_record([outcome for outcome in outcomes if outcome.kept])
         sets: dict[str, Any] = {name: self._sequences(examples) for name, examples in parts.items() if examples}
+        # Of records without a kept answer the right one may be learned, and nobody has looked at its length yet.
+        sets["train"] = LabelledSequences([pair for pair in sets["train"].pairs if pair.label])
         if self.method.draws:
             sets["train"] = self._drawn_sequences()
         return Sources(sets["train"], sets.get("test"), sets.get("val"))
@@ -244,7 +264,7 @@ class BlackBoxData(DistillDataModule):
         both, tags = self.method.encoder_decoder, tuple(self.method.tag_weights)
         pairs = [tokenize(each, self._tokenizer, encoder_decoder=both, tags=tags) for each in examples]
         most = self.max_length
-        # Only a question without a label can still be too long here; it counts nowhere.
+        # What the teacher wrote and was kept fits; a text that does not is shown without its label, and counts nowhere.
         return LabelledSequences([pair if len(pair) <= most else _cut(pair, most) for pair in pairs])
 
 

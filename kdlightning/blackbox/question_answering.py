@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, canonical_answer, extract_answer
-from kdlightning.blackbox.base import BlackBoxMethod, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import BlackBoxMethod, Prediction, Problem, Round, Rounds, with_gold
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Request, Sampling
 from kdlightning.generation.records import field_of
@@ -58,6 +58,10 @@ class QuestionAnswering(BlackBoxMethod):
             right = answers_match(found, problem.gold, self.kind)
             predictions.append(Prediction(problem.number, problem.question, text, found, self.gold(problem), right))
         return predictions
+
+    def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """`acc` over the records that have a gold answer; nothing if none has."""
+        return super().metrics(with_gold(predictions))
 
     def read(self, text: str) -> str | None:
         """The answer in what the student wrote, or None."""

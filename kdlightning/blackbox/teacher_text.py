@@ -135,11 +135,14 @@ class TeacherText:
         if examples:
             tokenizer = self._make_tokenizer(examples)
             outcomes = [self._fitting(outcome, everything[outcome.record], tokenizer) for outcome in outcomes]
+        # What stood here before is no longer true, whatever comes of this, or breaks it off.
+        prepared = self.folder / "prepared.json"
+        prepared.unlink(missing_ok=True)
         write_report(self.report, outcomes, everything, parts)
         products = self.method.write_products(self.folder, problems, outcomes)
         products += self.method.write_test_products(self.folder, self.tested)
         if self._is_enough(outcomes):
-            write_whole(self.folder / "prepared.json", json.dumps({"digest": self._digest()}))
+            write_whole(prepared, json.dumps({"digest": self._digest()}))
         return Asked(outcomes, results, budget.spent, products=products)
 
     def estimate(self) -> tuple[str | None, Estimate]:

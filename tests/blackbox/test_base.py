@@ -20,6 +20,10 @@ from kdlightning.blackbox.base import (
     problems_from,
     run_rounds,
 )
+from kdlightning.blackbox.cot.fine_tune_cot import FineTuneCoT
+from kdlightning.blackbox.cot.scott import SCOTT
+from kdlightning.blackbox.icl.in_context_distillation import InContextDistillation
+from kdlightning.blackbox.icl.measures import TaskPrediction
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Request
 from kdlightning.generation.recorded import RecordedGenerator
@@ -118,3 +122,11 @@ def test_accuracy_is_the_default_metric() -> None:
     predictions = [Prediction(n, "", "", None, None, n == 0) for n in range(4)]
     assert Debate().metrics(predictions) == {"acc": 0.25}
     assert Debate().metrics([]) == {}
+
+
+@pytest.mark.parametrize("method", [FineTuneCoT(), SCOTT(), InContextDistillation()])
+def test_records_without_a_gold_answer_are_not_counted_as_wrong(method: BlackBoxMethod) -> None:
+    known = TaskPrediction(0, "", "7", "7", "7", True, "sums", True)
+    unknown = TaskPrediction(1, "", "8", "8", None, False, "sums", True)
+    assert method.metrics([known, unknown])["acc"] == 1.0
+    assert method.metrics([unknown]) == {}

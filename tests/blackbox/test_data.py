@@ -13,6 +13,7 @@ import torch
 
 from kdlightning.blackbox.base import KEPT
 from kdlightning.blackbox.cot.fine_tune_cot import NO_TEXT, WRONG, FineTuneCoT
+from kdlightning.blackbox.cot.mt_cot import MTCoT
 from kdlightning.blackbox.data import BlackBoxData
 from kdlightning.blackbox.teacher_text import TOO_LONG
 from kdlightning.data.batch import LoadedBatch
@@ -203,9 +204,52 @@ def test_several_samples_stay_within_their_record(make: Make, sums: Callable[[in
 
 
 def test_test_records_of_their_own(make: Make, sums: Callable[[int], list]) -> None:
-    data = make(test_path=sums(5), test_split=0.2)
+    data = make(test_path=sums(45)[40:], test_split=0.2)
     assert [len(data.problems[part]) for part in ("train", "val", "test")] == [32, 8, 5]
     assert len(data.part("test")) == 5
+
+
+def test_no_question_is_in_two_parts(make: Make, sums: Callable[[int], list]) -> None:
+    records = sums(20)
+    tested, twice = sums(20)[:3], [{**records[5], "question": f"  {records[5]['question']}\n"}]
+    with pytest.warns(UserWarning, match="records ask the same as held-out ones, and are left out"):
+        data = make(path=records + twice * 9, test_path=tested, val_split=0.3)
+    asked = {part: {" ".join(each.question.split()) for each in found} for part, found in data.problems.items()}
+    assert len(data.problems["test"]) == 3
+    assert not asked["test"] & (asked["val"] | asked["train"])
+    assert not asked["val"] & asked["train"]
+    data.prepare_data()
+    assert len(rows(data)) == len(data.problems["train"]) + len(data.problems["val"])
+
+
+def test_answers_that_are_too_long_train_nothing(make: Make, sums: Callable[[int], list]) -> None:
+    records = sums(40)
+    for record in records[::2]:
+        record |= {"question": record["question"] + " Why? How? When?" * 30, "said": None}
+    method = MTCoT(kind="number", source="cot", answer_step=True)
+    data = make(method=method, path=records, max_length=300, tokenizer_kind="characters")
+    data.prepare_data()
+    pairs = data.part("train").pairs
+    assert pairs
+    assert all(pair.label and len(pair) <= 300 for pair in pairs)
+    assert any(not pair.label for pair in data.part("val").pairs)  # shown, without its label
+
+
+def test_a_report_without_anything_kept_is_not_taken_for_an_earlier_one(
+    make: Make, sums: Callable[[int], list]
+) -> None:
+    teacher = Counting(sums(40), "question", FIELDS)
+    options: dict[str, Any] = {"generator": teacher, "recorded_fields": None}
+    data = make(**options)
+    data.prepare_data()
+    assert data.text.is_prepared()
+    Path(data.text.store).unlink()
+    teacher.broken = ("apples",)
+    with pytest.raises(ConfigurationError, match="nothing to train on"):
+        make(**options).prepare_data()
+    assert not data.text.is_prepared()
+    with pytest.raises(ConfigurationError, match="nothing to train on"):
+        make(**options).setup("test")
 
 
 def test_without_validation_records_the_test_split_is_shown(make: Make) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer
-from kdlightning.blackbox.base import KEPT, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, Example, Outcome, Prediction, Problem, Round, Rounds, with_gold
 from kdlightning.blackbox.cot.explanation import EXPLAINED, ExplanationPrompt
 from kdlightning.blackbox.cot.faithfulness import FaithfulPrediction, faithfulness_metrics, fed_rationales
 from kdlightning.blackbox.cot.wrong_answers import wrong_answer
@@ -263,7 +263,7 @@ class SCOTT(QuestionAnswering):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`acc`, `perturbed_acc` and `drop`, and with `oracle_field` the same of the records' rationales."""
-        return faithfulness_metrics(predictions)
+        return faithfulness_metrics(with_gold(predictions))
 
 
 def _outcome(wanted: _Wanted, answer: Answer) -> Outcome:

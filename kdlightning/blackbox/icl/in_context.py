@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, get_args
 
 from kdlightning.blackbox.answers import answers_match, canonical_answer
-from kdlightning.blackbox.base import BlackBoxMethod, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import BlackBoxMethod, Prediction, Problem, Round, Rounds, with_gold
 from kdlightning.blackbox.icl.measures import TaskPrediction, measures
 from kdlightning.blackbox.icl.tasks import (
     TaskProblem,
@@ -233,7 +233,7 @@ class InContextMethod(BlackBoxMethod):
 
     def metrics(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`acc`, `most_frequent` and `macro_f1` of choices, `exact_match` and `rouge_l` of written answers."""
-        return measures(predictions)
+        return measures(with_gold(predictions))
 
 
 def task_of(problem: Problem) -> TaskProblem:

@@ -116,6 +116,10 @@ class HardInstructions(BlackBoxMethod):
         )
         self.context_fields = self.following.context_fields
 
+    def prompt(self, problem: Problem) -> str:
+        """The student's prompt."""
+        return self.following.prompt(problem)
+
     # -- discrimination --------------------------------------------------------------------------------------------
 
     def collect(self, problems: Sequence[Problem]) -> Rounds[list[Outcome]]:

@@ -143,8 +143,10 @@ def test_the_data_look_recorded_answers_up_by_the_input(tmp_path: Path) -> None:
     from kdlightning import BlackBoxData
 
     records = [
-        {"instruction": "Say it loudly.", "input": word, "output": word.upper()} for word in ("oak", "elm", "ash")
-    ] * 4
+        {"instruction": "Say it loudly.", "input": word + end, "output": (word + end).upper()}
+        for word in ("oak", "elm", "ash")
+        for end in ("", "s", " tree", " leaf")
+    ]
     data = BlackBoxData(
         InstructionFollowing("input"),
         records,
