@@ -27,8 +27,11 @@ from paired import by_seed, difference_words, markdown, mean_words, paired_diffe
 
 RESULTS = Path(__file__).parent / "results" / "symbolic"
 KINDS = {"last_letters": "text", "coin_flips": "yes_no", "arithmetic": "number"}
-PARTS = {"test": 500, "student": 2000, "teacher": 12000}
-STEPS = {"teacher": 6000, "student": 3000}
+VOCABULARY = {"characters": 100, "bpe": 600}
+# Letters must be seen to be read; the words of a coin's story need no spelling, and are many.
+TOKENIZERS = {"last_letters": "characters", "coin_flips": "bpe", "arithmetic": "characters"}
+PARTS = {"test": 500, "student": 2000, "teacher": 10000}
+STEPS = {"teacher": 2000, "student": 1200}
 SEEDS = (0, 1, 2)
 BASELINE = "answer_only"
 METHODS: dict[str, dict[str, Any]] = {
@@ -44,18 +47,21 @@ WORDS |= {"answer_only": "answers alone", "socratic_cot": "Socratic CoT"}
 WRITES = {"reasoning": "reasoning", "socratic": "socratic"}
 """The teachers, by the field of the records that they learn to write."""
 LENGTH = 320
+"""Tokens of the longest example."""
 
 
-def network(layers: int, width: int) -> dict[str, Any]:
+def network(layers: int, width: int, vocabulary: int) -> dict[str, Any]:
     """A Llama of so many layers, from random weights."""
-    config = {"vocab_size": 100, "hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+    config = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+    }
     config |= {"num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 2 * LENGTH}
     config |= {"tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     options = {"architecture": "AutoModelForCausalLM", "model_type": "llama", "config": config}
     return {"class_path": "kdlightning.transformers_model", "init_args": options}
-
-
-STUDENT, TEACHER = network(2, 128), network(4, 192)
 
 
 class Work:
@@ -69,6 +75,8 @@ class Work:
     def __init__(self, folder: Path, task: str) -> None:
         self.root, self.task, self.folder = folder, task, folder / task
         self.template = self.folder / "question.jinja"
+        vocabulary = VOCABULARY[TOKENIZERS[task]]
+        self.networks = {"student": network(2, 128, vocabulary), "teacher": network(3, 160, vocabulary)}
 
     def write_records(self) -> None:
         """Questions of all parts, cut from one list of different ones."""
@@ -105,14 +113,17 @@ class Work:
 
     # -- configurations --------------------------------------------------------------------------------------------
 
-    def _content(self, model: dict[str, Any], steps: int, lr: float, data: dict[str, Any]) -> dict[str, Any]:
+    def _content(self, who: str, lr: float, data: dict[str, Any]) -> dict[str, Any]:
+        steps = STEPS[who]
         schedule = {"class_path": "torch.optim.lr_scheduler.OneCycleLR"}
         schedule["init_args"] = {"max_lr": lr, "total_steps": steps, "pct_start": 0.1}  # type: ignore[assignment]
-        options = {"student": model, "inference_every": 0, "lr_scheduler": schedule, "lr_interval": "step"}
+        options: dict[str, Any] = {"student": copy.deepcopy(self.networks[who])}
+        options |= {"inference_every": 0, "lr_scheduler": schedule, "lr_interval": "step"}
         options["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": lr, "weight_decay": 0.1}}
         shared = {"question_field": "question", "gold_field": "answer", "test_path": str(self.part("test"))}
-        shared |= {"tokenizer_kind": "characters", "vocab_size": 100, "max_length": LENGTH, "val_split": 100}
-        shared |= {"batch_size": 32, "eval_batch_size": 125}
+        kind = TOKENIZERS[self.task]
+        shared |= {"tokenizer_kind": kind, "vocab_size": VOCABULARY[kind], "max_length": LENGTH, "val_split": 100}
+        shared |= {"batch_size": 16, "eval_batch_size": 125}
         trainer = {"max_steps": steps, "max_epochs": -1, "check_val_every_n_epoch": 50, "log_every_n_steps": 100}
         return {
             "model": {"class_path": "kdlightning.BlackBoxDistillation", "init_args": options},
@@ -128,13 +139,13 @@ class Work:
         }
         data = {"path": str(self.part("teacher")), "gold_field": writes, "method": method}
         data["store"] = str(self.folder / f"teacher_{writes}.sqlite")
-        return self._content(TEACHER, STEPS["teacher"], 1e-3, data)
+        return self._content("teacher", 2e-3, data)
 
     def student(self, row: str, name: str | None = None) -> dict[str, Any]:
         """A row's configuration; of Socratic CoT the named student's."""
         chosen = METHODS[row]
         options = {"kind": KINDS[self.task], "inference_tokens": LENGTH - 80, **chosen.get("options", {})}
-        data: dict[str, Any] = {"path": str(self.part("student")), "store": str(self.folder / "text.sqlite")}
+        data: dict[str, Any] = {"path": str(self.part("student")), "store": str(self.folder / f"{row}.sqlite")}
         if row == "socratic_cot":
             options |= {"chain_tokens": LENGTH - 80, "chain_prompt": str(self.template)}
             data["student"] = name or "solver"
@@ -143,11 +154,11 @@ class Work:
         if row != BASELINE:
             data["generator"] = self._generator("socratic" if row == "socratic_cot" else "reasoning")
         data["method"] = {"class_path": f"kdlightning.{chosen['class']}", "init_args": options}
-        return self._content(copy.deepcopy(STUDENT), STEPS["student"], 2e-3, data)
+        return self._content("student", 3e-3, data)
 
     def _generator(self, writes: str) -> dict[str, Any]:
         run = self.newest(f"teacher_{writes}")
-        model = copy.deepcopy(TEACHER)
+        model = copy.deepcopy(self.networks["teacher"])
         model["init_args"]["checkpoint"] = str(run / "checkpoints" / "last.ckpt")
         options = {"model": model, "tokenizer": str(run / "tokenizer"), "batch_size": 128}
         return {"class_path": "kdlightning.TransformersGenerator", "init_args": options}
