@@ -17,6 +17,7 @@ NO_TEXT = "the teacher did not answer"
 EMPTY = "the rationale is empty"
 NO_ANSWER = "no answer in the teacher's text"
 WRONG = "the teacher's answer is wrong"
+NEXT_QUESTION = "\nQ:"
 
 
 class FineTuneCoT(QuestionAnswering):
@@ -141,8 +142,9 @@ class FineTuneCoT(QuestionAnswering):
             return replace(outcome, reason=NO_TEXT, detail=answer.failures.get(0, ""))
         text = answer.completions[0].text
         outcome = replace(outcome, texts={**outcome.texts, "answer": text.strip()})
-        # The prompt ends in the trigger, so what follows it is what a reader would find after one.
-        return self._judge(problem, outcome, f"The answer is {text}")
+        # The prompt ends in the trigger, so what follows it is what a reader would find after one. A question that the
+        # teacher goes on with has an answer of its own.
+        return self._judge(problem, outcome, f"The answer is {text.partition(NEXT_QUESTION)[0]}")
 
     def _judge(self, problem: Problem, outcome: Outcome, text: str) -> Outcome:
         prediction = self.read_teacher(problem, text)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from kdlightning.blackbox.answers import AnswerKind, canonical_answer, extract_answer
 from kdlightning.blackbox.base import Example, Outcome, Problem
 from kdlightning.blackbox.cot.explanation import EXPLAINED
-from kdlightning.blackbox.cot.fine_tune_cot import FineTuneCoT
+from kdlightning.blackbox.cot.fine_tune_cot import NEXT_QUESTION, FineTuneCoT
 from kdlightning.blackbox.demonstrations import Choice, load_demonstrations
 from kdlightning.blackbox.question_answering import StudentKind, choices_of
 from kdlightning.blackbox.templates import render
@@ -33,7 +33,7 @@ class TwoTasks(FineTuneCoT):
     The options are those of `MTCoT`, which explains them.
     """
 
-    stop: ClassVar[tuple[str, ...]] = ("\nQ:",)
+    stop: ClassVar[tuple[str, ...]] = (NEXT_QUESTION,)
 
     def __init__(
         self,

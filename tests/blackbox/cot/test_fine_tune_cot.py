@@ -88,6 +88,13 @@ def test_a_failed_second_step_is_a_missing_answer() -> None:
     assert (outcome.reason, outcome.detail, outcome.texts) == (NO_TEXT, "refused", {"rationale": "why"})
 
 
+def test_a_question_that_the_teacher_goes_on_with_is_not_the_answers() -> None:
+    rounds = FineTuneCoT().collect([QUESTION])
+    second = rounds.send(answered(list(next(rounds).requests), ["Forty and two."]))
+    (outcome,) = finish(rounds, answered(list(second.requests), [" 42.\n\nQ: What is 1 + 1?\nA: The answer is 2."]))
+    assert (outcome.reason, outcome.prediction) == (KEPT, "42")
+
+
 def test_texts_that_end_in_their_answer_need_one_step() -> None:
     method = FineTuneCoT(answer_step=False)
     problem = Problem(0, "q", "48/2 = 24\n#### 72")
