@@ -85,7 +85,7 @@ class Work:
         if self.template.is_file():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = iter(MAKERS[self.task](sum(PARTS.values()), 0))
+        rows = iter(MAKERS[self.task](sum(PARTS.values()), 1))
         for part, count in PARTS.items():
             self.part(part).write_text("".join(json.dumps(next(rows)) + "\n" for _ in range(count)))
         self.template.write_text("{{ question }} ###")
