@@ -44,7 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
 """The rows: one method each, with the options that differ from its defaults."""
 WORDS = {"fine_tune_cot": "Fine-tune-CoT, D = 1", "fine_tune_cot_8": "Fine-tune-CoT, D = 8", "mt_cot": "MT-CoT"}
 WORDS |= {"answer_only": "answers alone", "socratic_cot": "Socratic CoT"}
-WRITES = {"reasoning": "reasoning", "socratic": "socratic"}
+WRITES = ("reasoning", "socratic")
 """The teachers, by the field of the records that they learn to write."""
 LENGTH = 320
 """Tokens of the longest example."""
@@ -206,9 +206,8 @@ def _of_seed(work: Work, seed: int, methods: Sequence[str]) -> Iterator[list[Job
 
 
 def keep(job: Job, used: dict[str, float]) -> None:
-    """Writes a finished run's record, with how much of the teacher's text was kept."""
-    result = newest_result(job)
-    write(job.record, {**record(result), **used})
+    """Writes a finished run's record."""
+    write(job.record, {**record(newest_result(job)), **used})
 
 
 def rows_of(task: str) -> Iterator[list[str]]:
@@ -223,7 +222,7 @@ def rows_of(task: str) -> Iterator[list[str]]:
             WORDS[name],
             mean_words(list(values.values())),
             difference_words(difference),
-            f"{len(values)} of 3",
+            f"{len(values)} of {len(SEEDS)}",
         ]
 
 

@@ -20,6 +20,7 @@ from kdlightning.schedules import Weight
 
 T = TypeVar("T")
 KEPT = "kept"
+NO_TEXT = "the teacher did not answer"
 
 
 @dataclass(frozen=True)
@@ -268,6 +269,21 @@ class BlackBoxMethod(ABC):
 def with_gold(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Those of records with a gold answer: the others cannot be right, and say nothing of the student."""
     return [prediction for prediction in predictions if prediction.gold is not None]
+
+
+class MethodOfProducts(BlackBoxMethod):
+    """Base of methods that train no language model: `write_products` leaves what others learn from."""
+
+    students: ClassVar[tuple[str, ...]] = ()
+
+    def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
+        """None."""
+        return {}
+
+    def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
+        """Nothing is asked."""
+        yield from ()
+        return []
 
 
 def problems_from(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, problems_from
 from kdlightning.blackbox.sequences import DrawnSequences, LabelledSequences, PaddedBatch, TokenPair, tokenize
-from kdlightning.blackbox.teacher_text import TeacherText, by_record
+from kdlightning.blackbox.teacher_text import TeacherText, by_record, check_source
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.splits import held_out_count, stratified
 from kdlightning.errors import ConfigurationError
@@ -93,14 +93,11 @@ class BlackBoxData(DistillDataModule):
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, val_split=val_split, **options)
-        if path is None:
-            raise ConfigurationError("BlackBoxData needs path, a JSONL file of records: --data.path FILE")
-        if store is None:
-            raise ConfigurationError("BlackBoxData needs store, the file that keeps the teacher's answers")
         if not method.asks_teacher:
             generator, recorded_fields = None, {"answer": gold_field}
-        if (generator is None) == (recorded_fields is None):
-            raise ConfigurationError("BlackBoxData: give either generator, or recorded_fields of the records")
+        check_source("BlackBoxData", path, store, generator, recorded_fields)
+        assert path is not None
+        assert store is not None
         if max_length < 2:
             raise ConfigurationError(f"max_length must be at least 2, got {max_length}")
         if record_limit is not None and record_limit < 1:
@@ -223,11 +220,8 @@ class BlackBoxData(DistillDataModule):
         return len(self.tokenizer)
 
     def prepare_data(self) -> None:
-        """Asks the teacher for what the store lacks; a fit also asks again for what failed, unless it resumes."""
-        trainer = self.trainer
-        fresh = trainer is None or (trainer.state.fn == "fit" and trainer.ckpt_path is None)
-        if fresh or not self.text.is_prepared():
-            self.text.prepare()
+        """See `TeacherText.prepare_for`."""
+        self.text.prepare_for(self.trainer)
 
     def load(self) -> Sources:
         """Reads what was prepared, and tokenises it."""

@@ -46,6 +46,26 @@ class Asked:
     products: list[Path] = field(default_factory=list)
 
 
+def check_source(
+    owner: str, path: Any, store: str | None, generator: TextGenerator | None, recorded_fields: Any
+) -> None:
+    """Raises ConfigurationError if a data module lacks records, a store, or one teacher.
+
+    Args:
+        owner: the data module.
+        path: of the records.
+        store: the file of answers.
+        generator: the teacher; or
+        recorded_fields: of the records' own text. One of the two.
+    """
+    if path is None:
+        raise ConfigurationError(f"{owner} needs path, a JSONL file of records: --data.path FILE")
+    if store is None:
+        raise ConfigurationError(f"{owner} needs store, the file that keeps the teacher's answers")
+    if (generator is None) == (recorded_fields is None):
+        raise ConfigurationError(f"{owner}: give either generator, or recorded_fields of the records")
+
+
 @dataclass
 class TeacherText:
     """Asks a teacher by a method, and keeps the outcome in `<store>.<method>/`, for all students of the method.
@@ -162,6 +182,16 @@ class TeacherText:
         if self.method.students:
             return kept and bool(self.examples("train", outcomes))
         return self.method.may_be_empty or kept
+
+    def prepare_for(self, trainer: Any) -> None:
+        """Asks for what the store lacks; a fit also asks again for what failed, unless it resumes.
+
+        Args:
+            trainer: the data module's, or None.
+        """
+        fresh = trainer is None or (trainer.state.fn == "fit" and trainer.ckpt_path is None)
+        if fresh or not self.is_prepared():
+            self.prepare()
 
     def is_prepared(self) -> bool:
         """Whether the folder was made from this method, these records, this teacher and this tokenizer."""

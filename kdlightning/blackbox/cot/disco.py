@@ -7,9 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
 
-from kdlightning.blackbox.base import KEPT, BlackBoxMethod, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, NO_TEXT, MethodOfProducts, Outcome, Problem, Round, Rounds
 from kdlightning.blackbox.cot.disco_filters import DiscoHeuristics
 from kdlightning.blackbox.cot.disco_pairs import write_pairs
 from kdlightning.blackbox.cot.disco_prompts import (
@@ -30,7 +29,6 @@ NO_TARGET = "the record has no label to change to"
 SAME_LABEL = "the label would stay the same"
 NO_SPAN = "the record has no span"
 NOT_IN_SENTENCE = "the span is not in the sentence"
-NO_TEXT = "the teacher did not answer"
 REPEATED = "the perturbation was written before"
 NO_SCORE = "the classifier gave no score"
 LOW_SCORE = "the classifier's score is not above the threshold"
@@ -53,7 +51,7 @@ class Candidate:
     first: int
 
 
-class DISCO(BlackBoxMethod):
+class DISCO(MethodOfProducts):
     """DISCO, distilling counterfactuals with large language models (Chen et al., ACL 2023), for pairs of sentences.
 
     A span of the premise (or hypothesis) is blanked, and the teacher is asked for words in its place that make another
@@ -99,8 +97,6 @@ class DISCO(BlackBoxMethod):
         question_prompt: template of one record.
         insertion_prompt: template of one record as an insertion.
     """
-
-    students: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -281,15 +277,6 @@ class DISCO(BlackBoxMethod):
         return replace(outcome, texts=texts, reason=KEPT if score > self.threshold else LOW_SCORE)
 
     # -- the student -----------------------------------------------------------------------------------------------
-
-    def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
-        """None: no language model is trained."""
-        return {}
-
-    def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
-        """Nothing: a classifier answers by itself."""
-        yield from ()
-        return []
 
     def write_products(self, folder: Path, problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> list[Path]:
         """`counterfactuals.jsonl`, and the classifier's data in `pairs/` and `unfiltered_pairs/`; see `write_pairs`."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from kdlightning.blackbox.base import problems_from
 from kdlightning.blackbox.cot.disco import DISCO
 from kdlightning.blackbox.cot.disco_pairs import FOLDERS
-from kdlightning.blackbox.teacher_text import TeacherText
+from kdlightning.blackbox.teacher_text import TeacherText, check_source
 from kdlightning.data.base import Sources
 from kdlightning.data.text_classification import TextClassification
 from kdlightning.errors import ConfigurationError
@@ -59,12 +59,9 @@ class CounterfactualData(TextClassification):
         super().__init__(path=None, text_field=list(method.fields), pair_field="pair", **options)
         if train_on not in FOLDERS:
             raise ConfigurationError(f"CounterfactualData: train_on is {' or '.join(FOLDERS)}, not {train_on!r}")
-        if path is None:
-            raise ConfigurationError("CounterfactualData needs path, a JSONL file of records: --data.path FILE")
-        if store is None:
-            raise ConfigurationError("CounterfactualData needs store, the file that keeps the teacher's answers")
-        if (generator is None) == (recorded_fields is None):
-            raise ConfigurationError("CounterfactualData: give either generator, or recorded_fields of the records")
+        check_source("CounterfactualData", path, store, generator, recorded_fields)
+        assert path is not None
+        assert store is not None
         records = load_records(path, "CounterfactualData")
         if generator is None:
             generator = RecordedGenerator(records, question_field, recorded_fields or {})
@@ -86,11 +83,8 @@ class CounterfactualData(TextClassification):
         return self.text.report
 
     def prepare_data(self) -> None:
-        """Asks for what the store lacks; a fit also asks again for what failed, unless it resumes."""
-        trainer = self.trainer
-        fresh = trainer is None or (trainer.state.fn == "fit" and trainer.ckpt_path is None)
-        if fresh or not self.text.is_prepared():
-            self.text.prepare()
+        """See `TeacherText.prepare_for`."""
+        self.text.prepare_for(self.trainer)
 
     def load(self) -> Sources:
         """Reads the pairs, and tokenizes them."""

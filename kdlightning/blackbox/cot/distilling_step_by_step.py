@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from kdlightning.blackbox.answers import AnswerKind
-from kdlightning.blackbox.base import KEPT, Outcome, Problem, Rounds
-from kdlightning.blackbox.cot.fine_tune_cot import NO_ANSWER, NO_TEXT, WRONG
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Outcome, Problem, Rounds
+from kdlightning.blackbox.cot.fine_tune_cot import NO_ANSWER, WRONG
 from kdlightning.blackbox.cot.two_tasks import CHAIN, TwoTasks
 from kdlightning.blackbox.demonstrations import Choice
 from kdlightning.blackbox.question_answering import StudentKind

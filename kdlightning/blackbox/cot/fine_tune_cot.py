@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer, split_at_trigger
-from kdlightning.blackbox.base import KEPT, Example, Outcome, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Example, Outcome, Problem, Round, Rounds
 from kdlightning.blackbox.question_answering import NO_GOLD, SEPARATOR, QuestionAnswering, StudentKind
 from kdlightning.blackbox.templates import render
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Origin, Request, Sampling
 
-NO_TEXT = "the teacher did not answer"
 EMPTY = "the rationale is empty"
 NO_ANSWER = "no answer in the teacher's text"
 WRONG = "the teacher's answer is wrong"

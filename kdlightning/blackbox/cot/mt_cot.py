@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from kdlightning.blackbox.answers import AnswerKind
-from kdlightning.blackbox.base import KEPT, Outcome, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Outcome, Problem, Round, Rounds
 from kdlightning.blackbox.cot.explanation import ExplanationPrompt
-from kdlightning.blackbox.cot.fine_tune_cot import EMPTY, NO_TEXT
+from kdlightning.blackbox.cot.fine_tune_cot import EMPTY
 from kdlightning.blackbox.cot.two_tasks import CHAIN, CONCLUSION, TwoTasks
 from kdlightning.blackbox.demonstrations import Choice
 from kdlightning.blackbox.question_answering import NO_GOLD, StudentKind

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer
-from kdlightning.blackbox.base import KEPT, Example, Outcome, Prediction, Problem, Round, Rounds, with_gold
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Example, Outcome, Prediction, Problem, Round, Rounds, with_gold
 from kdlightning.blackbox.cot.explanation import EXPLAINED, ExplanationPrompt
 from kdlightning.blackbox.cot.faithfulness import FaithfulPrediction, faithfulness_metrics, fed_rationales
 from kdlightning.blackbox.cot.wrong_answers import wrong_answer
@@ -21,7 +21,6 @@ from kdlightning.schedules import Weight
 
 FACTUAL, COUNTERFACTUAL = "factual", "counterfactual"
 CONCLUSION = "So the answer is"
-NO_TEXT = "the teacher did not answer"
 EMPTY = "the rationale is empty"
 NO_WRONG = "there is no wrong answer to tell the right one from"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from kdlightning.blackbox.answers import AnswerKind, answers_match, extract_answer
-from kdlightning.blackbox.base import KEPT, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Example, Outcome, Prediction, Problem, Round, Rounds
 from kdlightning.blackbox.cot.socratic_chain import FINAL, MARK, Chain, chain_of_record, read_chain
 from kdlightning.blackbox.cot.socratic_talk import Talk, ask, solve, take_turns
 from kdlightning.blackbox.question_answering import NO_GOLD, QuestionAnswering, StudentKind
@@ -15,7 +15,6 @@ from kdlightning.blackbox.templates import render
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.generation.base import Answer, Origin, Request, Sampling
 
-NO_TEXT = "the teacher did not answer"
 NO_CHAIN = "no lines of subquestion ** solution that end in #### answer"
 NO_ANSWER = "no answer in the chain's last line"
 WRONG = "the chain's answer is wrong"

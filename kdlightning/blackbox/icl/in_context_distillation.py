@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kdlightning.blackbox.answers import answers_match
-from kdlightning.blackbox.base import KEPT, Example, Outcome, Problem, Round, Rounds
+from kdlightning.blackbox.base import KEPT, NO_TEXT, Example, Outcome, Problem, Round, Rounds
 from kdlightning.blackbox.icl.in_context import InContextMethod, Paradigm, task_of
 from kdlightning.blackbox.question_answering import NO_GOLD
 from kdlightning.errors import ConfigurationError
@@ -15,7 +15,6 @@ from kdlightning.schedules import LinearSchedule, Weight
 
 ONE_ANSWER = "its task has one answer only"
 LONG = "longer than example_characters"
-NO_TEXT = "the teacher did not answer"
 EMPTY = "the teacher's answer is empty"
 NO_OPTION = "the teacher's answer is none of its task's"
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import MethodOfProducts, Outcome, Problem, Round, Rounds
 from kdlightning.blackbox.instruction.instruction_following import InstructionFollowing
 from kdlightning.blackbox.instruction.new_instructions import EASY, HARD, Seed, Writer
 from kdlightning.blackbox.instruction.pools import write_pools, write_test_pool
@@ -20,7 +20,7 @@ Answered = tuple[Problem, dict[str, str]]
 NO_STUDENT = "the student did not answer"
 
 
-class HardInstructions(BlackBoxMethod):
+class HardInstructions(MethodOfProducts):
     """Discrimination and generation of Lion (Jiang, Chan, Chen and Wang, EMNLP 2023): one round of its loop.
 
     The records are the cache pool: every instruction so far. Teacher and student (of the imitation before, the role
@@ -72,7 +72,6 @@ class HardInstructions(BlackBoxMethod):
         ConfigurationError: options out of range.
     """
 
-    students: ClassVar[tuple[str, ...]] = ()
     may_be_empty: ClassVar[bool] = True
 
     def __init__(
@@ -177,15 +176,6 @@ class HardInstructions(BlackBoxMethod):
         return Seed(problem.number, comparison.origin, comparison.instruction, kind, texts | scores)
 
     # -- what comes of it ------------------------------------------------------------------------------------------
-
-    def examples(self, problem: Problem, outcomes: Sequence[Outcome]) -> dict[str, list[Example]]:
-        """None: the new instructions have no answers yet, and `InstructionFollowing` learns them."""
-        return {}
-
-    def infer(self, problems: Sequence[Problem]) -> Rounds[list[Prediction]]:
-        """Nothing: nobody is trained."""
-        yield from ()
-        return []
 
     def write_products(self, folder: Path, problems: Sequence[Problem], outcomes: Sequence[Outcome]) -> list[Path]:
         """The pools of the next round, and what became of this one."""

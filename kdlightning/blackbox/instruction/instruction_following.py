@@ -6,7 +6,17 @@ import re
 from collections.abc import Sequence
 
 from kdlightning.blackbox.answers import answers_match
-from kdlightning.blackbox.base import KEPT, BlackBoxMethod, Example, Outcome, Prediction, Problem, Round, Rounds
+from kdlightning.blackbox.base import (
+    KEPT,
+    NO_TEXT,
+    BlackBoxMethod,
+    Example,
+    Outcome,
+    Prediction,
+    Problem,
+    Round,
+    Rounds,
+)
 from kdlightning.blackbox.instruction.rouge import require_rouge, rouge_l
 from kdlightning.blackbox.question_answering import StudentKind
 from kdlightning.blackbox.templates import render
@@ -14,7 +24,6 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Origin, Request, Sampling
 from kdlightning.generation.records import field_of
 
-NO_TEXT = "the teacher did not answer"
 EMPTY = "the answer is empty"
 CUT = "the answer is cut off at teacher_tokens"
 REFUSED = "the teacher refuses"
