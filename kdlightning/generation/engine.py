@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import Answer, Request, TextGenerator
 from kdlightning.generation.budget import Budget, BudgetSpentError, Estimate
 from kdlightning.generation.dispatch import Dispatcher
-from kdlightning.generation.jobs import Job, calls_of, jobs_of, no_cycles, select
+from kdlightning.generation.jobs import Job, calls_of, collecting, jobs_of, select
 from kdlightning.generation.loops import run_to_end
 from kdlightning.generation.progress import ProgressDisplay
 from kdlightning.generation.store import CompletionStore
@@ -114,17 +115,18 @@ class Engine:
             ConfigurationError: the generator cannot answer at all, or the store cannot be written.
         """
         identity, result = self.generator.identity, EngineResult(title=title)
-        with no_cycles():
+        collected = gc.isenabled()
+        with collecting(False):  # at its end all that was made is walked, so there is one block
             keys, jobs = jobs_of(requests, identity)
-        with ProgressDisplay(title, sum(len(job.numbers) for job in jobs.values()), enabled=self.progress) as display:
-            dispatcher = Dispatcher(self.generator, self.store, self.budget, result, display, identity)
-            with no_cycles():
+            wanted = sum(len(job.numbers) for job in jobs.values())
+            with ProgressDisplay(title, wanted, enabled=self.progress) as display:
+                dispatcher = Dispatcher(self.generator, self.store, self.budget, result, display, identity)
                 result.reused = self._look(jobs)
                 dispatcher.waiting.extend((job, open_) for job in jobs.values() if (open_ := job.missing))
-            display.advance(reused=result.reused)
-            if dispatcher.waiting:
-                run_to_end(lambda: dispatcher.work(self.concurrency))
-        with no_cycles():
+                display.advance(reused=result.reused)
+                if dispatcher.waiting:
+                    with collecting(collected):
+                        run_to_end(lambda: dispatcher.work(self.concurrency))
             result.answers = [select(request, jobs[key]) for key, request in zip(keys, requests, strict=True)]
             result.failures = [
                 Failure(job.request, number, reason)

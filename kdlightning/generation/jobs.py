@@ -100,12 +100,15 @@ def select(request: Request, job: Job) -> Answer:
 
 
 @contextmanager
-def no_cycles() -> Iterator[None]:
-    """Switches the collector of cycles off, where none are made: it would walk millions of objects again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
+def collecting(enabled: bool) -> Iterator[None]:
+    """Switches the collector of cycles on or off. Where none are made it would walk millions of objects for nothing."""
+    before = gc.isenabled()
+    _switch(enabled)
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        _switch(before)
+
+
+def _switch(enabled: bool) -> None:
+    gc.enable() if enabled else gc.disable()
