@@ -7,7 +7,17 @@ from kdlightning.callbacks.checkpoints import BestCheckpoint, LatestCheckpoint
 from kdlightning.callbacks.confusion_matrix import ConfusionMatrix
 from kdlightning.callbacks.ema import EMA
 from kdlightning.callbacks.feature_kd import FeatureKD
+from kdlightning.callbacks.layer_kd import LayerKD
 from kdlightning.callbacks.pair_consistency import PairConsistency
 from kdlightning.callbacks.relation_kd import RelationKD
 
-__all__ = ["EMA", "BestCheckpoint", "ConfusionMatrix", "FeatureKD", "LatestCheckpoint", "PairConsistency", "RelationKD"]
+__all__ = [
+    "EMA",
+    "BestCheckpoint",
+    "ConfusionMatrix",
+    "FeatureKD",
+    "LatestCheckpoint",
+    "LayerKD",
+    "PairConsistency",
+    "RelationKD",
+]

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.losses.base import LossContext, Shape, TapLoss, channel_adapter, pooled_adapter, term_name
 from kdlightning.losses.spatial import pool_larger
+from kdlightning.losses.token_mask import token_rows
 from kdlightning.modules.knowledge import TapPair, TermSpec
+from kdlightning.modules.layer_pairs import LayerPairs
 from kdlightning.schedules import Weight
 
 LossType = TypeVar("LossType", bound=TapLoss)
@@ -67,6 +69,10 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Declares the term."""
+        self.declare(pl_module, stage, self.pairs)
+
+    def declare(self, pl_module: pl.LightningModule, stage: str, pairs: Sequence[TapPair] | LayerPairs) -> None:
+        """Declares the term on these pairs, if the module is to be trained."""
         if stage != "fit":
             return
         declare = getattr(pl_module, "declare_term", None)
@@ -76,7 +82,7 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         defaults = dict(self.loss.default_weights)
         # The paper's weight belongs to the term under whatever name the user gives it.
         defaults[self.name] = defaults.pop(term_name(type(self.loss)), 1.0)
-        declare(TermSpec(self.name, self.pairs, self.build, self.weight, owner, self.loss.reads_fields, defaults))
+        declare(TermSpec(self.name, pairs, self.build, self.weight, owner, self.loss.reads_fields, defaults))
 
     def build(self, student: list[Shape], teacher: list[Shape], context: LossContext) -> nn.Module:
         """The networks of the term, from the taps' shapes and the networks around them."""
@@ -84,11 +90,11 @@ class KnowledgeCallback(pl.Callback, Generic[LossType]):
         losses = []
         for part in _parts(self.loss, len(self.pairs)):
             loss = copy.deepcopy(self.loss)
-            ours, theirs = context.student_taps[part], context.teacher_taps[part]
+            each = ("student_taps", "teacher_taps", "student_heads", "teacher_heads")
             with _told_by(self.name):
-                loss.bind(replace(context, student_taps=ours, teacher_taps=theirs))
+                loss.bind(replace(context, **{name: getattr(context, name)[part] for name in each}))
             losses.append(loss)
-        return PairedLoss(losses, self.pairs, student, teacher, self.adapter, self.name)
+        return PairedLoss(losses, self.pairs, student, teacher, self.adapter, self.name, tokens=context.tokens)
 
 
 class PairedLoss(nn.Module):
@@ -102,8 +108,15 @@ class PairedLoss(nn.Module):
         teacher: list[Shape],
         adapter: str,
         name: str,
+        tokens: int = 0,
     ) -> None:
         super().__init__()
+        self.packed = [_is_text(ours, tokens) and losses[0].padding == "rows" for ours in student]
+        if losses[0].padding == "refused" and any(_is_text(ours, tokens) for ours in student):
+            raise ConfigurationError(
+                f"{name} would count the padding of texts: name taps of one vector a text, such as pre_logits"
+            )
+        student, teacher = (self._shapes(shapes) for shapes in (student, teacher))
         self.weights = [pair.weight for pair in pairs]
         self.joint, self.spatial = losses[0].joint, losses[0].spatial
         if self.joint and any(weight != 1 for weight in self.weights):
@@ -127,10 +140,18 @@ class PairedLoss(nn.Module):
                 loss.build(adapted[part], teacher[part])
         self._try(pairs, student, teacher, name)
 
+    def _shapes(self, shapes: list[Shape]) -> list[Shape]:
+        """Shapes as adapters and losses see them: tokens that are packed are rows."""
+        return [
+            (shape[0] * shape[2], shape[1]) if packed else shape
+            for shape, packed in zip(shapes, self.packed, strict=True)
+        ]
+
     def _try(self, pairs: Sequence[TapPair], student: list[Shape], teacher: list[Shape], name: str) -> None:
         """Runs the term once on zeros of the taps' shapes, so that a mismatch is found before training."""
         trial = copy.deepcopy(self).eval()
         adapters, losses, weights = trial.adapters, trial.losses, trial.weights
+        trial.packed = [False] * len(pairs)
         for part in _parts(self, len(pairs)):
             trial.adapters, trial.losses, trial.weights = adapters[part], losses[part], weights[part]  # type: ignore[assignment]
             zeros = [[torch.zeros(shape) for shape in shapes[part]] for shapes in (student, teacher)]
@@ -146,7 +167,9 @@ class PairedLoss(nn.Module):
     def forward(self, student: list[Tensor], teacher: list[Tensor], *, batch: Any, progress: float) -> Tensor:
         """The term's value."""
         ours, theirs = [], []
-        for adapter, mine, other in zip(self.adapters, student, teacher, strict=True):
+        for number, (adapter, mine, other) in enumerate(zip(self.adapters, student, teacher, strict=True)):
+            if self.packed[number]:
+                mine, other = token_rows(mine, other, batch)
             mine = adapter(mine)
             if self.spatial == "pool_larger":
                 mine, other = pool_larger(mine, other)
@@ -159,6 +182,11 @@ class PairedLoss(nn.Module):
             for weight, loss, mine, other in zip(self.weights, self.losses, ours, theirs, strict=True)
         ]
         return sum(values[1:], values[0])
+
+
+def _is_text(shape: Shape, tokens: int) -> bool:
+    """Whether a tap of this shape holds a vector for every token of a text."""
+    return tokens > 0 and len(shape) == 3 and shape[2] == tokens
 
 
 def _parts(loss: TapLoss | PairedLoss, pairs: int) -> list[slice]:

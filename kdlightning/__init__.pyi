@@ -19,6 +19,7 @@ from kdlightning.callbacks import BestCheckpoint as BestCheckpoint
 from kdlightning.callbacks import ConfusionMatrix as ConfusionMatrix
 from kdlightning.callbacks import FeatureKD as FeatureKD
 from kdlightning.callbacks import LatestCheckpoint as LatestCheckpoint
+from kdlightning.callbacks import LayerKD as LayerKD
 from kdlightning.callbacks import RelationKD as RelationKD
 from kdlightning.data import CIFAR10 as CIFAR10
 from kdlightning.data import CIFAR100 as CIFAR100
@@ -82,6 +83,8 @@ from kdlightning.losses import FitNet as FitNet
 from kdlightning.losses import ForwardKL as ForwardKL
 from kdlightning.losses import HardLabelKD as HardLabelKD
 from kdlightning.losses import JensenShannon as JensenShannon
+from kdlightning.losses import MiniLM as MiniLM
+from kdlightning.losses import MiniLMRelation as MiniLMRelation
 from kdlightning.losses import MultiLabelKD as MultiLabelKD
 from kdlightning.losses import Paraphraser as Paraphraser
 from kdlightning.losses import PearsonKD as PearsonKD
@@ -91,6 +94,8 @@ from kdlightning.losses import ResponseLoss as ResponseLoss
 from kdlightning.losses import ReverseKL as ReverseKL
 from kdlightning.losses import ReviewKD as ReviewKD
 from kdlightning.losses import SimKD as SimKD
+from kdlightning.losses import TinyBERTAttention as TinyBERTAttention
+from kdlightning.losses import TinyBERTHidden as TinyBERTHidden
 from kdlightning.models import CifarMobileNetV2 as CifarMobileNetV2
 from kdlightning.models import CifarResNet as CifarResNet
 from kdlightning.models import CifarShuffleNetV1 as CifarShuffleNetV1

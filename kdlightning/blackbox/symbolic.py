@@ -68,6 +68,8 @@ _LETTER_STEPS = (
 def coin_flips(count: int, seed: int = 0, size: int = 5, people: int = 400) -> list[Record]:
     """A coin begins heads up, people flip it or do not, and the question is whether it is heads up in the end.
 
+    The reasoning numbers the people: who flipped does not matter, and a small model need not copy names.
+
     Args:
         count: number of records.
         seed: of the draws.
@@ -78,18 +80,19 @@ def coin_flips(count: int, seed: int = 0, size: int = 5, people: int = 400) -> l
 
     def make(draw: random.Random) -> Record:
         heads, told, steps = True, [], []
-        for name in draw.sample(known, size):
+        for number, name in enumerate(draw.sample(known, size), start=1):
             flips = draw.random() < 0.5
             heads = heads != flips
             told.append(f"{name} flips the coin." if flips else f"{name} does not flip the coin.")
-            steps.append((f"What is up after {name}?", f"After {name} the coin is {'heads' if heads else 'tails'} up."))
+            step = f"{number} {'flips' if flips else 'does not flip'}, so it is {'heads' if heads else 'tails'}."
+            steps.append((f"What is up after {number}?", step))
         question = f"A coin is heads up. {' '.join(told)} Is the coin still heads up?"
         return _record(question, "yes" if heads else "no", steps)
 
     return _different(count, seed, make)
 
 
-def arithmetic(count: int, seed: int = 0, size: int = 4, largest: int = 20) -> list[Record]:
+def arithmetic(count: int, seed: int = 0, size: int = 4, largest: int = 9) -> list[Record]:
     """A chain of sums and differences from left to right, none of whose results is negative.
 
     Args:

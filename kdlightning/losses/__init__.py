@@ -38,6 +38,7 @@ from kdlightning.losses.feature.pearson_kd import PearsonKD, pearson_kd_loss
 from kdlightning.losses.feature.review_kd import ReviewKD, hcl_loss
 from kdlightning.losses.feature.sim_kd import SimKD, simkd_loss
 from kdlightning.losses.feature.srrl import SRRL, srrl_loss
+from kdlightning.losses.feature.tinybert_hidden import TinyBERTHidden, tinybert_hidden_loss
 from kdlightning.losses.feature.vid import VID, vid_loss
 from kdlightning.losses.linear_divergence import linear_cross_entropy, linear_divergence
 from kdlightning.losses.online import codistillation_loss, mean_squared_probability_loss, soft_cross_entropy
@@ -46,10 +47,12 @@ from kdlightning.losses.relation.cc import CC, cc_loss
 from kdlightning.losses.relation.crd import CRD
 from kdlightning.losses.relation.fsp import FSP, fsp_loss
 from kdlightning.losses.relation.irg import IRG, irg_loss
+from kdlightning.losses.relation.minilm_relation import MiniLM, MiniLMRelation, minilm_loss, minilm_relation_loss
 from kdlightning.losses.relation.pkt import PKT, pkt_loss
 from kdlightning.losses.relation.queue_softmax import QueueSoftmax, queue_softmax_loss
 from kdlightning.losses.relation.rkd import RKD, rkd_loss
 from kdlightning.losses.relation.sp import SP, sp_loss
+from kdlightning.losses.relation.tinybert_attention import TinyBERTAttention, tinybert_attention_loss
 from kdlightning.losses.response.ctkd import CTKD
 from kdlightning.losses.response.dist import DIST, dist_loss
 from kdlightning.losses.response.dkd import DKD, dkd_loss
@@ -73,10 +76,6 @@ from kdlightning.losses.two_views import mean_discrepancy_loss, mutual_kl_loss
 from kdlightning.losses.virtual_teacher import virtual_teacher_loss
 
 __all__ = [
-    "attended_logits",
-    "gated_logits",
-    "learned_target_kl",
-    "mean_of_others",
     "AB",
     "AT",
     "CATKD",
@@ -97,7 +96,6 @@ __all__ = [
     "NST",
     "OFD",
     "PKT",
-    "QueueSoftmax",
     "RKD",
     "SP",
     "SRRL",
@@ -113,17 +111,23 @@ __all__ = [
     "HardLabelKD",
     "JensenShannon",
     "LossContext",
+    "MiniLM",
+    "MiniLMRelation",
     "MultiLabelKD",
     "Paraphraser",
     "PearsonKD",
+    "QueueSoftmax",
     "RelationLoss",
     "ResponseLoss",
     "ReverseKL",
     "ReviewKD",
     "SimKD",
     "TapLoss",
+    "TinyBERTAttention",
+    "TinyBERTHidden",
     "TokenDivergence",
     "ab_loss",
+    "attended_logits",
     "attention_transfer_loss",
     "batch_correlation_loss",
     "cat_kd_loss",
@@ -139,6 +143,7 @@ __all__ = [
     "fitnet_loss",
     "forward_kl",
     "fsp_loss",
+    "gated_logits",
     "hard_label_loss",
     "hcl_loss",
     "irg_loss",
@@ -151,12 +156,16 @@ __all__ = [
     "kdcl_min_logit",
     "kdcl_naive",
     "kdsvd_loss",
+    "learned_target_kl",
     "linear_cross_entropy",
     "linear_divergence",
     "mean_discrepancy_loss",
+    "mean_of_others",
     "mean_probability_logits",
     "mean_squared_probability_loss",
     "mgd_loss",
+    "minilm_loss",
+    "minilm_relation_loss",
     "multilabel_kd_loss",
     "mutual_kl_loss",
     "nkd_loss",
@@ -170,18 +179,20 @@ __all__ = [
     "reverse_kl",
     "rkd_loss",
     "simkd_loss",
-    "smoothed_target_loss",
-    "zipf_labels",
-    "zipf_loss",
     "skew_forward_kl",
     "skew_reverse_kl",
+    "smoothed_target_loss",
     "soft_cross_entropy",
     "sp_loss",
     "srrl_loss",
     "term_name",
+    "tinybert_attention_loss",
+    "tinybert_hidden_loss",
     "total_variation_distance",
     "vid_loss",
     "virtual_teacher_loss",
     "weighted_probability_logits",
     "wsld_loss",
+    "zipf_labels",
+    "zipf_loss",
 ]

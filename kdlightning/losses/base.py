@@ -28,6 +28,10 @@ class LossContext:
         labels: `(samples,)` int64, or None where the data do not tell them without being read.
         num_classes: number of classes, or None.
         label_map: for each class of the student, the number of the teacher's class; None if they are the same.
+        student_heads: number of attention heads of the layer that each of `student_taps` lies in; None where it is not
+            the projection of an attention layer.
+        teacher_heads: the same of `teacher_taps`.
+        tokens: length of the texts that the shapes were taken from, where the batches have an attention mask; else 0.
     """
 
     student: nn.Module
@@ -38,6 +42,9 @@ class LossContext:
     labels: Tensor | None = None
     num_classes: int | None = None
     label_map: tuple[int, ...] | None = None
+    student_heads: tuple[int | None, ...] = ()
+    teacher_heads: tuple[int | None, ...] = ()
+    tokens: int = 0
 
 
 def term_name(cls: type) -> str:
@@ -99,6 +106,20 @@ class TapLoss(DistillationLoss):
 
     spatial: ClassVar[str] = "pool_larger"
     """What to do when a pair's spatial sizes differ: "pool_larger" before the loss, or "any" (the loss does it)."""
+
+    padding: ClassVar[Literal["refused", "rows", "masked"]] = "refused"
+    """What becomes of padded texts `(B, C, T)`: "rows" hands the tokens over as rows `(N, C)`, before the adapter, for
+    losses to which every position is a sample of its own; "masked" is for losses that read the batch's attention mask
+    themselves; losses that would count padding are refused there."""
+
+    layers: ClassVar[tuple[str, ...]] = ("hidden_states",)
+    """What `LayerKD` pairs of each layer: native taps without their number."""
+
+    layer_map: ClassVar[str] = "uniform"
+    """Which of the teacher's layers `LayerKD` pairs with the student's, unless it is told."""
+
+    with_embedding: ClassVar[bool] = False
+    """Whether `LayerKD` pairs the networks' embeddings too."""
 
     deployed: ClassVar[bool] = False
     """True: `bind` puts parts of the teacher into the student, which ships them; then no adapter stands between."""

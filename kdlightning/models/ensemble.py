@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.numerics import widened
-from kdlightning.taps.native import logits_of
+from kdlightning.models.output import logits_of
 
 
 class Ensemble(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -126,3 +127,14 @@ class ModelOutput:
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """The logits in what a model returned: the tensor itself, `.logits`, or the first of a tuple; else None."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if isinstance(output, (tuple, list)):
+        return output[0] if output and isinstance(output[0], Tensor) else None
+    return getattr(output, "logits", None)

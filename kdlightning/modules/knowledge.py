@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -14,7 +14,11 @@ from kdlightning.modules.names import is_of_other_network
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
 from kdlightning.taps import TapInfo, canonical_shape, channels_first
+from kdlightning.taps.attention import heads_of
 from kdlightning.taps.names import Layout
+
+if TYPE_CHECKING:
+    from kdlightning.modules.layer_pairs import LayerPairs
 
 Shapes = list[tuple[int, ...]]
 
@@ -42,7 +46,7 @@ class TermSpec:
 
     Attributes:
         name: name of the term.
-        pairs: the taps that it reads.
+        pairs: the taps that it reads, or how they are found when both networks are there.
         build: makes the module that computes it, from the shapes of the student's and the teacher's taps (channels
             first, two samples) and the networks around them; called as
             `module(student, teacher, batch=…, progress=…)` with lists of tensors.
@@ -53,7 +57,7 @@ class TermSpec:
     """
 
     name: str
-    pairs: Sequence[TapPair]
+    pairs: Sequence[TapPair] | LayerPairs
     build: Callable[[Shapes, Shapes, LossContext], nn.Module]
     weight: Weight | None = None
     owner: str = ""
@@ -97,15 +101,20 @@ class KnowledgeTerm:
     Attributes:
         spec: the declaration.
         learner: the network that learns: "student" or a peer.
-        sources: the networks that it learns from, each with its own part of `adapters[key]`.
+        pairs: the networks that it learns from, each with its own part of `adapters[key]`, and the taps that it reads.
         key: name of the term, with the peer's suffix.
     """
 
     spec: TermSpec
     learner: str
-    sources: list[str]
+    pairs: dict[str, Sequence[TapPair]]
     key: str
     infos: dict[str, list[TapInfo]] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """The networks that it learns from."""
+        return list(self.pairs)
 
     def build(self, adapters: Adapters, context: Callable[[str, str], LossContext]) -> None:
         """Makes the networks from the shapes, unless an earlier fit has made them for the same.
@@ -120,19 +129,23 @@ class KnowledgeTerm:
             shapes = [
                 [
                     canonical_shape(info, pair.layout)
-                    for info, pair in zip(self.infos[name], self.spec.pairs, strict=True)
+                    for info, pair in zip(self.infos[name], self.pairs[source], strict=True)
                 ]
                 for name in (f"learner>{source}", source)
             ]
             wanted.append((source, shapes))
-        made_for = (tuple(self.spec.pairs), wanted)
+        made_for = (tuple(tuple(pairs) for pairs in self.pairs.values()), wanted)
         if self.key in adapters and adapters.made_for.get(self.key) == made_for:
             return
         for source, shapes in wanted:
+            around = context(self.learner, source)
+            ours, theirs = zip(*((pair.student, pair.teacher) for pair in self.pairs[source]), strict=True)
             around = replace(
-                context(self.learner, source),
-                student_taps=tuple(pair.student for pair in self.spec.pairs),
-                teacher_taps=tuple(pair.teacher for pair in self.spec.pairs),
+                around,
+                student_taps=ours,
+                teacher_taps=theirs,
+                student_heads=heads_of(around.student, ours),
+                teacher_heads=heads_of(around.teacher, theirs),
             )
             parts[source] = self.spec.build(shapes[0], shapes[1], around)
         adapters[self.key] = parts
@@ -142,8 +155,8 @@ class KnowledgeTerm:
         """The term's value: the mean over its sources."""
         values = [
             adapters[self.key][source](  # type: ignore[index]
-                self._read(step, self.learner, f"learner>{source}"),
-                self._read(step, source, source),
+                self._read(step, self.learner, f"learner>{source}", source),
+                self._read(step, source, source, source),
                 batch=step.batch,
                 progress=step.progress,
             )
@@ -151,14 +164,14 @@ class KnowledgeTerm:
         ]
         return values[0] if len(values) == 1 else sum(values[1:], values[0]) / len(values)
 
-    def _read(self, step: DistillStep, network: str, side: str) -> list[Tensor]:
+    def _read(self, step: DistillStep, network: str, side: str, source: str) -> list[Tensor]:
         output = step.output(network)
         if side == network and network != "teacher":
             # Another learner's tensors are targets here: no gradient flows into them.
             output = output.detach()
         return [
             channels_first(output.taps[info.name], info, pair.layout)
-            for info, pair in zip(self.infos[side], self.spec.pairs, strict=True)
+            for info, pair in zip(self.infos[side], self.pairs[source], strict=True)
         ]
 
 
@@ -167,9 +180,8 @@ def taps_of(terms: Sequence[KnowledgeTerm], network: str) -> list[str]:
     taps: list[str] = []
     for term in terms:
         if term.learner == network:
-            taps += [pair.student for pair in term.spec.pairs]
-        if network in term.sources:
-            taps += [pair.teacher for pair in term.spec.pairs]
+            taps += [pair.student for pairs in term.pairs.values() for pair in pairs]
+        taps += [pair.teacher for pair in term.pairs.get(network, ())]
     return list(dict.fromkeys(taps))
 
 

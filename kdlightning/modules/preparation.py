@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from kdlightning.data.views import labels_of
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.losses.base import LossContext
 from kdlightning.models.parts import Parts
-from kdlightning.modules.knowledge import KnowledgeTerm, TermSpec, check_names, taps_of
+from kdlightning.modules.knowledge import KnowledgeTerm, TapPair, TermSpec, check_names, taps_of
+from kdlightning.modules.layer_pairs import LayerPairs
 from kdlightning.modules.weights import merge_weights
 from kdlightning.schedules import Weight
 from kdlightning.taps import TapReader
@@ -35,6 +36,7 @@ class PreparationMixin:
     """What `DistillModule.setup` does."""
 
     _declared_to: int
+    _text_length: int = 0
 
     def declare_term(self: DistillModule, spec: TermSpec) -> None:  # type: ignore[misc]
         """Adds a term on taps; callbacks call this in their `setup`, which runs before the module's."""
@@ -120,6 +122,7 @@ class PreparationMixin:
             labels=labels_of(dataset),
             num_classes=self.task.num_classes,
             label_map=_label_map(self.teacher) if source == "teacher" else None,
+            tokens=self._text_length,
         )
 
     def _loader_of(self: DistillModule, stage: str) -> Any:  # type: ignore[misc]
@@ -227,8 +230,17 @@ class PreparationMixin:
                         f"{' and '.join(sorted(self.teacher.provides)) or 'targets'} only"
                     )
                 key = spec.name if learner == "student" else f"{spec.name}_{learner}"
-                terms.append(KnowledgeTerm(spec, learner, sources, key))
+                pairs = {source: self._pairs(spec, learner, source) for source in sources}
+                terms.append(KnowledgeTerm(spec, learner, pairs, key))
         return terms
+
+    def _pairs(self: DistillModule, spec: TermSpec, learner: str, source: str) -> Sequence[TapPair]:  # type: ignore[misc]
+        if not isinstance(spec.pairs, LayerPairs):
+            return spec.pairs
+        teacher = self.networks.get(source) or getattr(self.teacher, "network", None)
+        if teacher is None:
+            raise ConfigurationError(f"{spec.owner} pairs the layers of two networks, and the teacher is no single one")
+        return spec.pairs.resolve(self.networks[learner], teacher)
 
     def _open_readers(self: DistillModule) -> None:  # type: ignore[misc]
         for reader in self._readers.values():
@@ -243,6 +255,7 @@ class PreparationMixin:
 
     def _probe(self: DistillModule) -> None:  # type: ignore[misc]
         batch = self.sample_batch()
+        self._text_length = _text_length(batch.inputs)
         infos = {}
         for name, reader in self._readers.items():
             if reader.language:
@@ -254,8 +267,9 @@ class PreparationMixin:
             infos["teacher"] = self.teacher.probe(batch)
         for term in self._knowledge:
             for source in term.sources:
-                term.infos[source] = [infos[source][pair.teacher] for pair in term.spec.pairs]
-                term.infos[f"learner>{source}"] = [infos[term.learner][pair.student] for pair in term.spec.pairs]
+                term.infos[source] = [infos[source][pair.teacher] for pair in term.pairs[source]]
+                read = infos[term.learner]
+                term.infos[f"learner>{source}"] = [read[pair.student] for pair in term.pairs[source]]
 
     def network_inputs(self: DistillModule, network: str, batch: Batch) -> Any:  # type: ignore[misc]
         """What a network is called with, to take the shapes of its taps."""
@@ -265,8 +279,8 @@ class PreparationMixin:
         with untouched(model):
             if not head_agrees(model, inputs):
                 raise ConfigurationError(
-                    f"{name}: {type(model).__name__} is no causal language model whose logits are a linear head on its "
-                    "last hidden state"
+                    f"{name}: {type(model).__name__} is no language model whose logits are a linear head on its last "
+                    "hidden state"
                 )
 
     def sample_batch(self: DistillModule, stage: str = "fit") -> Batch:  # type: ignore[misc]
@@ -285,6 +299,12 @@ class PreparationMixin:
         if first.dtype != torch.float32:  # an earlier run has brought the networks to its precision
             raw = self.trainer.precision_plugin.convert_input(raw)
         return self.task.batch(move_data_to_device(raw, first.device))
+
+
+def _text_length(inputs: Any) -> int:
+    """T of the `(B, T)` attention mask among the inputs, 0 without one."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else 0
 
 
 def _label_map(teacher: Any) -> tuple[int, ...] | None:

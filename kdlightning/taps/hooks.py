@@ -64,6 +64,8 @@ class HookCollector:
             return
         if tensor is None:
             raise TapError(f"tap {tap.text!r} gave no tensor: name a module inside or around it")
+        if tap.third is not None:
+            tensor = tensor.chunk(3, dim=-1)[tap.third]
         self.fired[tap.text] = self.fired.get(tap.text, 0) + 1
         self.store[tap.text] = tensor.clone() if tap.text in self.clone else tensor
         self.versions[tap.text] = version_of(self.store[tap.text])

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdlightning.taps.attention import PROJECTIONS
 from kdlightning.taps.names import Layout, TapError, TapInfo
 
 _CHANNELS_FIRST = (nn.Conv1d, nn.BatchNorm1d, nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.ConvTranspose1d)
@@ -17,6 +18,8 @@ def describe(model: nn.Module, name: str, tensor: Tensor, module: nn.Module | No
     """What can be told of a tapped tensor from its shape, its module and its model."""
     shape = tuple(tensor.shape)
     kind = module.__class__.__name__ if module is not None else str(source)
+    if len(shape) == 3 and name.split(".")[0] in PROJECTIONS:
+        return TapInfo(name, shape, "channels_last", kind=kind)  # all tokens: attention joins them
     if source == "attentions" or len(shape) not in (3, 4):
         return TapInfo(name, shape, "channels_first", kind=kind)
     if len(shape) == 4:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.taps.attention import PROJECTIONS
 from kdlightning.taps.hooks import first_tensor
 from kdlightning.taps.layouts import describe
 from kdlightning.taps.names import TapInfo, native_names
@@ -41,7 +42,7 @@ def list_taps(model: nn.Module, inputs: Any) -> list[TapInfo]:
         for handle in handles:
             handle.remove()
     infos = [info for name, info in seen.items() if name not in repeated]
-    for kind in ("intermediates", "hidden_states", "pre_logits", "logits"):
+    for kind in ("intermediates", "hidden_states", *PROJECTIONS, "pre_logits", "logits"):
         infos += _native(model, inputs, [name for name in native_names(model) if name.split(".")[0] == kind])
     return infos
 

@@ -9,10 +9,11 @@ from typing import Any, Literal, cast
 from torch import nn
 
 from kdlightning.errors import ConfigurationError, nearest
+from kdlightning.taps.attention import PROJECTIONS, attention_layers
 
 Layout = Literal["channels_first", "channels_last"]
 
-_NATIVE = re.compile(r"^(intermediates|hidden_states|attentions)\.(-?\d+)$|^(pre_logits|logits)$")
+_NATIVE = re.compile(r"^(intermediates|hidden_states|attentions|queries|keys|values)\.(-?\d+)$|^(pre_logits|logits)$")
 
 
 class TapError(ConfigurationError):
@@ -27,8 +28,9 @@ class Tap:
         text: what the user wrote, for example `layer3.1.act2:input` or `hidden_states.4`.
         module: dotted path of the hooked module, or None for a native tap.
         side: whether the module's output or its first input is read.
-        source: native source: "intermediates", "hidden_states", "attentions", "logits"; None for a module tap.
+        source: native source: "intermediates", "hidden_states", "attentions", "logits"; None where a module is hooked.
         index: number within the native source.
+        third: which third of the module's last dimension is meant, where it gives queries, keys and values at once.
     """
 
     text: str
@@ -36,6 +38,7 @@ class Tap:
     side: Literal["input", "output"] = "output"
     source: str | None = None
     index: int = 0
+    third: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,25 @@ def resolve(model: nn.Module, text: str) -> Tap:
         return Tap(text, None, source="logits")
     if native[3] == "pre_logits":
         return Tap(text, classifier_path(model), "input")
+    if native[1] in PROJECTIONS:
+        return _projection(model, text, native[1], int(native[2]))
     if native[1] not in {name.split(".")[0] for name in native_names(model)}:
         wanted = "a timm model with forward_intermediates" if native[1] == "intermediates" else "a transformers model"
         raise TapError(f"tap {text!r} needs {wanted}, and {type(model).__name__} is none: name a module path instead")
     return Tap(text, None, source=native[1], index=int(native[2]))
+
+
+def _projection(model: nn.Module, text: str, kind: str, index: int) -> Tap:
+    layers = attention_layers(model)
+    if not layers:
+        raise TapError(
+            f"tap {text!r}: {type(model).__name__} has no self-attention layers of a known kind: name the module that "
+            "projects them"
+        )
+    if not -len(layers) <= index < len(layers):
+        raise TapError(f"tap {text!r}: {type(model).__name__} has {kind}.0 to {kind}.{len(layers) - 1}")
+    layer, number = layers[index], PROJECTIONS.index(kind)
+    return Tap(text, layer.paths[number], third=number if layer.fused else None)
 
 
 def native_names(model: nn.Module) -> list[str]:
@@ -97,7 +115,7 @@ def native_names(model: nn.Module) -> list[str]:
     layers = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     if layers is not None:
         names += [f"hidden_states.{i}" for i in range(layers + 1)] + [f"attentions.{i}" for i in range(layers)]
-    return names
+    return names + [f"{kind}.{i}" for kind in PROJECTIONS for i in range(len(attention_layers(model)))]
 
 
 def classifier_name(model: nn.Module) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kdlightning.models.output import Head, ModelOutput
+from kdlightning.models.output import Head, ModelOutput, logits_of
 from kdlightning.models.trunk import Recall
 from kdlightning.taps.names import Tap, TapError
 
@@ -20,17 +21,6 @@ def call(model: nn.Module, inputs: Any, **options: Any) -> Any:
     if isinstance(inputs, (tuple, list)):
         return model(*inputs, **options)
     return model(inputs, **options)
-
-
-def logits_of(output: Any) -> Tensor | None:
-    """The logits in what a model returned: the tensor itself, `.logits`, or the first of a tuple; else None."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        return output.get("logits")
-    if isinstance(output, (tuple, list)):
-        return output[0] if output and isinstance(output[0], Tensor) else None
-    return getattr(output, "logits", None)
 
 
 class PlainSource:
@@ -113,6 +103,47 @@ class TransformersSource(PlainSource):
         return found[tap.index]
 
 
+class HeadInputSource(TransformersSource):
+    """A language model that has layers of its own between trunk and head, as masked language models do.
+
+    The whole model is run, and what goes into the head is kept; the head itself is given no position, so that nobody
+    pays for full logits here either. A model that does not call its head (MobileBERT) gives its logits.
+    """
+
+    def __init__(self, model: nn.Module, taps: list[Tap]) -> None:
+        super().__init__(model, taps)
+        if "use_cache" in inspect.signature(model.forward).parameters:
+            self.options["use_cache"] = False
+
+    def __call__(self, inputs: Any, *, logits: bool) -> ModelOutput:
+        kept: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            kept.append(args[0])
+            return (args[0][..., :0, :], *args[1:])
+
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        hook = head.register_forward_pre_hook(keep)
+        try:
+            output = call(self.model, inputs, **self.options)
+        finally:
+            hook.remove()
+        result = ModelOutput(hidden=kept[0], head=head_of(self.model)) if kept else ModelOutput(logits_of(output))
+        for tap in self.taps:
+            result.taps[tap.text] = self._read(output, tap)
+        return result
+
+
+def language_source(model: nn.Module, taps: list[Tap]) -> TransformersSource:
+    """What runs a transformers language model and keeps its head apart."""
+    trunk, head = trunk_of(model), model.get_output_embeddings()  # type: ignore[operator]
+    known = {id(parameter) for part in (trunk, head) for parameter in part.parameters()}
+    known.add(id(getattr(head, "bias", None)))
+    if all(id(parameter) in known for parameter in model.parameters()):
+        return TransformersSource(model, taps, language=True)
+    return HeadInputSource(model, taps)
+
+
 def trunk_of(model: Any) -> nn.Module:
     """The decoder of a causal language model, without its head."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
@@ -136,12 +167,14 @@ def head_of(model: Any) -> Head | None:
 
 def has_plain_head(model: nn.Module) -> bool:
     """Whether trunk and head of a transformers language model can be run apart."""
-    return hasattr(model, "base_model") and head_of(model) is not None
+    head = head_of(model) if hasattr(model, "base_model") else None
+    words = getattr(getattr(model, "config", None), "vocab_size", None)
+    return head is not None and words in (None, len(head.weight))
 
 
 @torch.no_grad()
 def head_agrees(model: nn.Module, inputs: Any) -> bool:
     """Whether trunk and head taken apart give the model's own logits on a sample (in the mode the model is in)."""
     whole = logits_of(call(model, inputs))
-    parts = TransformersSource(model, [], language=True)(inputs, logits=True).logits
+    parts = language_source(model, [])(inputs, logits=True).logits
     return whole is not None and whole.shape == parts.shape and torch.allclose(whole, parts, rtol=1e-3, atol=1e-3)

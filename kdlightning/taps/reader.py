@@ -14,7 +14,7 @@ from kdlightning.models.output import ModelOutput
 from kdlightning.taps.hooks import HookCollector
 from kdlightning.taps.layouts import describe
 from kdlightning.taps.names import Tap, TapError, TapInfo, resolve
-from kdlightning.taps.native import PlainSource, TimmSource, TransformersSource, has_plain_head
+from kdlightning.taps.native import PlainSource, TimmSource, TransformersSource, has_plain_head, language_source
 
 
 class TapReader:
@@ -23,8 +23,8 @@ class TapReader:
     Args:
         model: the network.
         taps: names of taps; see `kdlightning.taps.names.resolve`.
-        language: run a causal language model's trunk and keep its head apart (`ModelOutput.hidden` and `.head`), if it
-            is one of transformers; others give their logits.
+        language: keep a language model's head apart (`ModelOutput.hidden` and `.head`), if it is one of transformers;
+            others give their logits.
     """
 
     def __init__(self, model: nn.Module, taps: Iterable[str] = (), *, language: bool = False) -> None:
@@ -40,8 +40,10 @@ class TapReader:
         self.source: PlainSource
         if kinds == {"intermediates"}:
             self.source = TimmSource(model, native, hooked=bool(self.hooks.taps))
-        elif self.language or kinds:
-            self.source = TransformersSource(model, native, language=self.language)
+        elif self.language:
+            self.source = language_source(model, native)
+        elif kinds:
+            self.source = TransformersSource(model, native)
         else:
             self.source = PlainSource(model)
         self._checked = not self.taps

@@ -46,6 +46,7 @@ class FitNet(FeatureLoss):
     """
 
     spatial = "any"
+    padding = "rows"
 
     def __init__(self, relu: bool = True) -> None:
         """

@@ -64,6 +64,7 @@ class VID(FeatureLoss):
     1, summed over the last three or four stages, beside cross-entropy 1: that of reference code.
     """
 
+    padding = "rows"
     default_weights = {"vid": 1.0}
 
     def __init__(self, init_variance: float = 5.0, eps: float = 1e-5) -> None:
