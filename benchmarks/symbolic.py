@@ -4,7 +4,7 @@
     python benchmarks/symbolic.py --tasks last_letters --methods answer_only fine_tune_cot
     python benchmarks/symbolic.py --table                  # only the table, from the finished runs
 
-For each task (last letters of four names, five coin flips, sums of four numbers) a larger language model is trained on
+For each task (last letters of four names, five coin flips, sums of four digits) a larger language model is trained on
 questions of its own to reason step by step. It then writes the reasoning on the students' questions, as a black-box
 teacher: what reaches the wrong answer is dropped. Students are of one size and begin from random weights; each is
 trained for the same number of steps of the same batch size, on the same questions, and judged by its own inference
@@ -212,16 +212,16 @@ def keep(job: Job, used: dict[str, float]) -> None:
 
 def rows_of(task: str) -> Iterator[list[str]]:
     """A row for each method; missing runs show in its number of seeds."""
-    found = {name: [json.loads(path.read_text()) for path in _records(task, name)] for name in METHODS}
-    alone = by_seed(found[BASELINE], "acc")
-    for name, results in found.items():
-        values = by_seed(results, "acc")
-        difference = None if name == BASELINE else paired_difference(values, alone)
+    found = {name: by_seed([json.loads(path.read_text()) for path in _records(task, name)], "acc") for name in METHODS}
+    for name, values in found.items():
+        alone = None if name == BASELINE else paired_difference(values, found[BASELINE])
+        single = paired_difference(values, found["fine_tune_cot"]) if name == "fine_tune_cot_8" else None
         yield [
-            task,
+            task.replace("_", " "),
             WORDS[name],
             mean_words(list(values.values())),
-            difference_words(difference),
+            difference_words(alone),
+            difference_words(single),
             f"{len(values)} of {len(SEEDS)}",
         ]
 
@@ -232,7 +232,7 @@ def _records(task: str, name: str) -> list[Path]:
 
 def table() -> str:
     """All tasks."""
-    head = ["task", "method", "test accuracy", "difference to answers alone (95 %)", "seeds"]
+    head = ["task", "method", "test accuracy", "to answers alone (95 %)", "to D = 1 (95 %)", "seeds"]
     return markdown([head, *(row for task in KINDS for row in rows_of(task))])
 
 

@@ -120,6 +120,7 @@ def results() -> dict[str, str]:
         weights: Any = importlib.import_module("weights")
         losses: Any = importlib.import_module("losses_tables")
         label_free: Any = importlib.import_module("label_free")
+        symbolic: Any = importlib.import_module("symbolic")
     finally:
         sys.path.remove(str(folder))
     return {
@@ -129,12 +130,13 @@ def results() -> dict[str, str]:
         "losses": losses.speed_table(),
         "verification": losses.verification_table(),
         "label_free": label_free.table(),
+        "symbolic": symbolic.table(),
     }
 
 
 PAGES = {
     "README.md": ("quickstart",),
-    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses", "label_free"),
+    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses", "label_free", "symbolic"),
     "docs/verification.md": ("verification",),
 }
 """Which tables of results a page holds."""
