@@ -16,6 +16,7 @@ from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem,
 from kdlightning.blackbox.estimate import estimate_rounds
 from kdlightning.blackbox.report import read_report, summary, write_report, write_whole
 from kdlightning.blackbox.sequences import tokenize
+from kdlightning.blackbox.templates import template_text
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import TextGenerator, require
 from kdlightning.generation.budget import Budget, BudgetSpentError, Estimate
@@ -202,16 +203,19 @@ class TeacherText:
         return isinstance(state, dict) and state.get("digest") == self._digest() and self.report.is_file()
 
     def _digest(self) -> str:
+        templates = sorted((name, value) for name, value in self.method.options.items() if isinstance(value, str))
         content = [
             type(self.method).__name__,
             {name: repr(value) for name, value in sorted(self.method.options.items())},
             self.generator.identity,
             {role: other.identity for role, other in sorted(self.others.items())},
-            {part: [(p.question, p.gold) for p in problems] for part, problems in self.problems.items()},
+            # A user's template can be edited in its place, and it may use any field of a record.
+            [template_text(value) for _, value in templates if value.endswith(".jinja")],
+            {part: [(p.question, p.gold, p.record) for p in problems] for part, problems in self.problems.items()},
             self._tokenizer_name(),
             self.max_length,
         ]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _fitting(self, outcome: Outcome, problem: Problem, tokenizer: Any) -> Outcome:
         if not outcome.kept:

@@ -33,10 +33,20 @@ def render(template: str, **values: Any) -> str:
         raise ConfigurationError(f"template {template}: {error}") from error
 
 
+def template_text(template: str) -> str | None:
+    """A template as it stands in its file; None if there is none of this name."""
+    path = _path(template)
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _path(template: str) -> Path:
+    path = Path(template).expanduser()
+    return path if path.is_file() else SHIPPED / template
+
+
 @lru_cache(maxsize=64)
 def _load(template: str) -> Template:
-    path = Path(template).expanduser()
-    path = path if path.is_file() else SHIPPED / template
+    path = _path(template)
     if not path.is_file():
         known = [str(file.relative_to(SHIPPED)) for file in SHIPPED.rglob("*.jinja")]
         raise ConfigurationError(f"there is no template {template}{nearest(template, known)}")

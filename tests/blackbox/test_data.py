@@ -252,6 +252,19 @@ def test_a_report_without_anything_kept_is_not_taken_for_an_earlier_one(
         make(**options).setup("test")
 
 
+def test_an_edited_template_or_record_is_prepared_anew(make: Make, sums: Callable[[int], list], tmp_path: Path) -> None:
+    template = tmp_path / "rationale.jinja"
+    template.write_text("Q: {{ question }}\nA: Think.")
+    options: dict[str, Any] = {"method": FineTuneCoT(inference_tokens=8, rationale_prompt=str(template))}
+    make(**options).prepare_data()
+    assert make(**options).text.is_prepared()
+    template.write_text("Q: {{ question }}\nA: Think twice.")
+    assert not make(**options).text.is_prepared()
+    make(**options).prepare_data()
+    records = [record | {"hint": "count"} for record in sums(40)]
+    assert not make(**options, path=records).text.is_prepared()
+
+
 def test_without_validation_records_the_test_split_is_shown(make: Make) -> None:
     data = make(val_split=0)
     assert data.validates_on_test
