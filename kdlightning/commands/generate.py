@@ -96,6 +96,7 @@ def _ask(text: TeacherText, options: argparse.Namespace, name: str) -> int:
 def _result(text: TeacherText, asked: Asked, name: str) -> dict[str, Any]:
     """The numbers of the table, as plain data."""
     from kdlightning.blackbox.base import count_reasons
+    from kdlightning.blackbox.report import count_sources
 
     rounds: dict[str, dict[str, int]] = {}
     for each in asked.results:
@@ -111,6 +112,7 @@ def _result(text: TeacherText, asked: Asked, name: str) -> dict[str, Any]:
         "rounds": rounds,
         "failed": sum(row["failed"] for row in rounds.values()),
         "answers": count_reasons(asked.outcomes) if asked.ended is None else None,
+        "sources": count_sources(asked.outcomes),
         "ended": asked.ended,
         "spent": {
             "requests": spent.requests,
@@ -138,6 +140,7 @@ def _print(result: dict[str, Any], asked: Asked) -> None:
     _print_columns(lines)
     if answers is not None:
         lines = [["answers", f"{sum(answers.values()):,}"], ["  kept", f"{answers['kept']:,}"]]
+        lines += [[f"    {source}", f"{count:,}"] for source, count in result["sources"].items()]
         lines += [[f"  dropped: {reason}", f"{count:,}"] for reason, count in answers.items() if reason != "kept"]
         _print_columns(lines)
     _print_failures([failure for each in asked.results for failure in each.failures])

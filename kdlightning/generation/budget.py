@@ -91,7 +91,7 @@ class BudgetSpentError(ConfigurationError):
 
     def __init__(self, budget: Budget, which: str, result: EngineResult, missing: int) -> None:
         super().__init__(
-            f"the budget of {which} is spent: {budget.spent} spent, {budget.left} left, "
+            f"the budget of {which} ends before the next request: {budget.spent} spent, {budget.left} left, "
             f"{counted(missing, 'answer')} not asked for; raise it and start again, what is answered is stored"
         )
         self.result = result

@@ -193,7 +193,7 @@ def test_a_budget_ends_the_run_and_the_same_command_goes_on(limit: str, command,
     outcome = command("generate", "-c", text(), limit)
     assert outcome.code == 1
     name = limit.split("=")[0].removeprefix("--max_")
-    assert f"no report yet: the budget of {name} is spent" in outcome.out
+    assert f"no report yet: the budget of {name} ends before the next request" in outcome.out
     assert 0 < len(Sums.asked) < 20
     assert numbers(outcome.out)["Rationales"] == [len(Sums.asked), 0, 0]
     assert len(stored()) == len(Sums.asked)
@@ -344,3 +344,9 @@ def test_wrong_input_is_one_sentence(arguments: list[str], said: str, command, t
     assert said in outcome.sentence
     assert not STORE.exists()
     assert Sums.asked == []
+
+
+def test_what_was_kept_is_counted_by_its_source(command, text: Config) -> None:
+    method = {"class_path": "kdlightning.MTCoT", "init_args": {"kind": "number", "source": "cot"}}
+    table = numbers(command("generate", "-c", text(method=method)).out)
+    assert table["  kept"] == table["    chain of thought"] == [16]
