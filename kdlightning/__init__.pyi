@@ -30,6 +30,8 @@ from kdlightning.data import DigitScenes as DigitScenes
 from kdlightning.data import DistillDataModule as DistillDataModule
 from kdlightning.data import ImageFolder as ImageFolder
 from kdlightning.data import IndexedViews as IndexedViews
+from kdlightning.data import MaskedText as MaskedText
+from kdlightning.data import TaggedText as TaggedText
 from kdlightning.data import TextClassification as TextClassification
 from kdlightning.data import TextCorpus as TextCorpus
 from kdlightning.data import resumable as resumable
@@ -103,14 +105,17 @@ from kdlightning.models import CifarShuffleNetV2 as CifarShuffleNetV2
 from kdlightning.models import CifarVGG as CifarVGG
 from kdlightning.models import CifarWideResNet as CifarWideResNet
 from kdlightning.models import ConvNet as ConvNet
+from kdlightning.models import CutVocabulary as CutVocabulary
 from kdlightning.models import Ensemble as Ensemble
 from kdlightning.models import Head as Head
 from kdlightning.models import ModelOutput as ModelOutput
 from kdlightning.models import ProjectedStudent as ProjectedStudent
 from kdlightning.models import ResNet1d as ResNet1d
 from kdlightning.models import SegmentationNet as SegmentationNet
+from kdlightning.models import SizeBudget as SizeBudget
 from kdlightning.models import cifar_model as cifar_model
 from kdlightning.models import started_from as started_from
+from kdlightning.models import student_from_teacher as student_from_teacher
 from kdlightning.models import timm_model as timm_model
 from kdlightning.models import transformers_model as transformers_model
 from kdlightning.modules import GKD as GKD
@@ -140,11 +145,13 @@ from kdlightning.strategies import OKDDip as OKDDip
 from kdlightning.strategies import OnlineStrategy as OnlineStrategy
 from kdlightning.tasks import CausalLM as CausalLM
 from kdlightning.tasks import Classification as Classification
+from kdlightning.tasks import MaskedLM as MaskedLM
 from kdlightning.tasks import MultiLabel as MultiLabel
 from kdlightning.tasks import Regression as Regression
 from kdlightning.tasks import Segmentation as Segmentation
 from kdlightning.tasks import Seq2SeqLM as Seq2SeqLM
 from kdlightning.tasks import Task as Task
+from kdlightning.tasks import TokenClassification as TokenClassification
 from kdlightning.tasks import Unlabelled as Unlabelled
 from kdlightning.teachers import BYOT as BYOT
 from kdlightning.teachers import CSKD as CSKD
@@ -158,6 +165,7 @@ from kdlightning.teachers import MeanTeacher as MeanTeacher
 from kdlightning.teachers import SelfTeacher as SelfTeacher
 from kdlightning.teachers import Teacher as Teacher
 from kdlightning.teachers import TeacherFree as TeacherFree
+from kdlightning.text.smaller_vocabulary import cut_tokenizer as cut_tokenizer
 
 __version__: str
 _EXPORTS: dict[str, tuple[str, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def embeddings(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Tensor]
             labels = getattr(batch, "labels", None)
             if labels is None:
                 raise ConfigurationError("a probe needs labels, and the loader yielded none")
-            found.append((embedding(reader(_moved(batch.inputs, device))).float().cpu(), labels.cpu()))
+            batch = replace(batch, inputs=_moved(batch.inputs, device))
+            found.append((embedding(reader(batch.inputs), batch).float().cpu(), labels.cpu()))
     if not found:
         raise ConfigurationError("a probe needs samples, and the loader yielded none")
     vectors, classes = zip(*found, strict=True)

@@ -7,8 +7,10 @@ from kdlightning.data.digit_scenes import DigitScenes
 from kdlightning.data.digits import Digits
 from kdlightning.data.image_folder import ImageFolder
 from kdlightning.data.loader import ResumableLoader, resumable
+from kdlightning.data.masked_text import MaskedText
 from kdlightning.data.mnist import MNIST
 from kdlightning.data.mnist1d import MNIST1D
+from kdlightning.data.tagged_text import TaggedText
 from kdlightning.data.text_classification import TextClassification
 from kdlightning.data.text_corpus import TextCorpus
 from kdlightning.data.views import IndexedViews
@@ -25,7 +27,9 @@ __all__ = [
     "ImageFolder",
     "IndexedViews",
     "LoadedBatch",
+    "MaskedText",
     "ResumableLoader",
+    "TaggedText",
     "TextClassification",
     "TextCorpus",
     "resumable",

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
+from kdlightning.data.buckets import LengthBuckets
 from kdlightning.data.loader import ResumableLoader
 from kdlightning.data.mixing import Mixing
+from kdlightning.data.sampler import EpochSampler
 from kdlightning.data.seeding import default_seed
 from kdlightning.data.splits import held_out_count, stratified
 from kdlightning.data.views import BatchLoading, IndexedCollate, IndexedViews
@@ -120,6 +122,9 @@ class DistillDataModule(L.LightningDataModule):
         self._parts: dict[str, Any] = {}
 
     # What a subclass says
+
+    length_bucketing: bool = False
+    """Whether training batches hold samples of like length; the training data then tell their `lengths`."""
 
     def load(self) -> Sources:
         """Finds and reads the data; called once, on each rank."""
@@ -235,10 +240,13 @@ class DistillDataModule(L.LightningDataModule):
         if not self.num_workers:  # a decision here, not an oversight
             warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
         views = self._views(data, seed) if training else IndexedViews(data, seed, collated=self.collate_fn is None)
+        bucketing = training and self.length_bucketing
+        order = EpochSampler(views, seed=seed, order=LengthBuckets(data.lengths, size)) if bucketing else None
         return ResumableLoader(
             views,
             batch_size=size,
-            shuffle=training,
+            shuffle=training and not bucketing,
+            sampler=order,
             seed=seed,
             collate_fn=self._mixes(views, seed) if training and (self.mixup or self.cutmix) else self.collate_fn,
             num_workers=self.num_workers,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,11 +10,10 @@ from torch import Tensor
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import RECORD_SUFFIXES, existing, field, read_records
 from kdlightning.data.labels import label_numbers, names_of
-from kdlightning.errors import ConfigurationError, MissingExtraError, nearest
+from kdlightning.data.text_parts import STEMS, check_columns, named_splits, part_file
+from kdlightning.errors import ConfigurationError
 from kdlightning.text.sequences import TokenSequences
 from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
-
-_STEMS = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
 
 Records = list[dict[str, Any]]
 
@@ -48,6 +46,7 @@ class TextClassification(DistillDataModule):
             who belongs together, which `PairConsistency` reads. Needs validation data of their own: held-out rows
             would tear pairs apart.
         originals_only: train on the first row of each pair alone.
+        length_bucketing: training batches of texts of like length, in random order; see `LengthBuckets`.
         **options: those of `DistillDataModule`.
     """
 
@@ -68,9 +67,11 @@ class TextClassification(DistillDataModule):
         max_length: int = 128,
         pair_field: str | None = None,
         originals_only: bool = False,
+        length_bucketing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.length_bucketing = length_bucketing
         self.fields = [text_field] if isinstance(text_field, str) else list(text_field)
         if not 1 <= len(self.fields) <= 2:
             raise ConfigurationError(f"text_field takes one field, or two for pairs, got {len(self.fields)}")
@@ -177,7 +178,7 @@ class TextClassification(DistillDataModule):
     def _from_files(self) -> dict[str, Records]:
         name = type(self).__name__
         path = existing(self.path, name, "a folder with train.jsonl (.csv, .tsv) or the training file; or dataset_name")
-        files = {"train": path} if path.is_file() else {part: _found(path, part, self.name_ending) for part in _STEMS}
+        files = {"train": path} if path.is_file() else {part: part_file(path, part, self.name_ending) for part in STEMS}
         for part, given in (("val", self.val_path), ("test", self.test_path)):
             if given is not None:
                 files[part] = existing(given, name, f"the {part} file", f"give {part}_path")
@@ -189,28 +190,10 @@ class TextClassification(DistillDataModule):
         return {part: read_records(file) for part, file in files.items() if file is not None}
 
     def _from_datasets(self) -> dict[str, Records]:
-        try:
-            import datasets
-        except ModuleNotFoundError as error:
-            raise MissingExtraError("datasets", "datasets", "dataset_name") from error
         name = str(self.dataset_name)
-        try:
-            local = Path(name).expanduser()
-            found: Any = (
-                datasets.load_from_disk(str(local))
-                if (local / "dataset_dict.json").exists()
-                else datasets.load_dataset(name, self.dataset_config)
-            )
-        except Exception as error:  # whatever the hub, the network or a script raises
-            reason = str(error).split("\n")[0][:200]
-            raise ConfigurationError(f"dataset_name {name!r} cannot be loaded: {reason}") from error
-        splits = {part: next((found[stem] for stem in stems if stem in found), None) for part, stems in _STEMS.items()}
-        if splits["train"] is None:
-            raise ConfigurationError(f"data set {name!r} has no train split; it has {', '.join(found)}")
+        splits = named_splits(name, self.dataset_config)
         columns = splits["train"].column_names
-        for wanted in (*self.fields, self.label_field):
-            if wanted not in columns:
-                raise ConfigurationError(f"data set {name!r} has no field {wanted!r}{nearest(wanted, columns)}")
+        check_columns(name, columns, (*self.fields, self.label_field))
         names = getattr(splits["train"].features[self.label_field], "names", None)
         if names is not None and self.label_names is None:
             self.label_names = [str(label) for label in names]
@@ -227,11 +210,3 @@ class TextClassification(DistillDataModule):
             if "val" in records:
                 records["test"] = records.pop("val")
         return records
-
-
-def _found(folder: Path, part: str, ending: str) -> Path | None:
-    for stem in _STEMS[part]:
-        for suffix in RECORD_SUFFIXES:
-            if (folder / f"{stem}{ending}{suffix}").is_file():
-                return folder / f"{stem}{ending}{suffix}"
-    return None

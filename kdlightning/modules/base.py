@@ -171,10 +171,14 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         if response.views > 1:
             return self.respond_to_views(response, step)
         if response.reads == "output":
-            return response(student, teacher, batch=step.batch, progress=step.progress)
+            batch = self.task.distilled(step.batch)
+            value = response(student, teacher, batch=batch, progress=step.progress)
+            if batch is step.batch or batch.mask is None or not getattr(response, "counts_tokens", False):
+                return value
+            return value * (self.task.count(step.batch) / batch.mask.sum().clamp(min=1))
         ours, theirs, batch = self.task.rows(student.logits, teacher.logits, step.batch)
         check_same_classes(response, ours, theirs)
-        if not len(ours):  # no pixel of the batch counts: a zero that keeps the graph whole
+        if not len(ours):  # no pixel or word of the batch counts: a zero that keeps the graph whole
             return ours.sum()
         return response(ours, theirs, batch=batch, progress=step.progress)
 
@@ -328,6 +332,9 @@ class DistillModule(PreparationMixin, EvaluationMixin, OptimizationMixin, TimeMi
         self._guard.check(self.global_step, self.trainer)
         check_weights(self, self.global_step, self.trainer)
         checkpoint["kdlightning"] = {"seed": self._seed, "terms": [term.key for term in self._knowledge]}
+        built = {name: getattr(network, "build_spec", None) for name, network in self.networks.items()}
+        if any(built.values()):  # networks made of others: how they are built without those
+            checkpoint["kdlightning"]["built"] = {name: spec for name, spec in built.items() if spec is not None}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Takes the seed over, and notes which terms the run had."""

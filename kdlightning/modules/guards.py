@@ -94,10 +94,10 @@ def check_weights(module: nn.Module, step: int, trainer: Any) -> None:
 
 
 def check_one_answer(task: Task, mode: str) -> None:
-    """Raises ConfigurationError if a mode that compares one answer a sample gets a task with one for each pixel."""
+    """Raises ConfigurationError if a mode that compares one answer a sample gets a task with several."""
     if task.dense:
         raise ConfigurationError(
-            f"{mode} compares one answer a sample, and {type(task).__name__} has one for each pixel: use "
+            f"{mode} compares one answer a sample, and {type(task).__name__} has one for each {task.answers}: use "
             "OfflineDistillation"
         )
 

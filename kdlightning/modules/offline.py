@@ -22,9 +22,13 @@ def check_response(response: ResponseLoss | None, task: Task) -> None:
         raise ConfigurationError(f"{name} sums over tokens, and {kind} has none: give KD(), or the task CausalLM")
     if response is not None and task.dense and (response.reads != "logits" or response.reads_fields):
         read = " and ".join(sorted(response.reads_fields)) or "whole outputs"
-        raise ConfigurationError(f"{name} reads {read} of samples, and {kind} has an answer for each pixel: give KD()")
+        raise ConfigurationError(
+            f"{name} reads {read} of samples, and {kind} has an answer for each {task.answers}: give KD()"
+        )
     if response is not None and task.dense and response.views > 1:
-        raise ConfigurationError(f"{name} compares whole samples, and {kind} has an answer for each pixel: give KD()")
+        raise ConfigurationError(
+            f"{name} compares whole samples, and {kind} has an answer for each {task.answers}: give KD()"
+        )
     if response is None or response.compares == "any":
         return
     if response.compares == "labels" and not task.label_probabilities:

@@ -16,7 +16,7 @@ from kdlightning.losses.token_terms import JensenShannon
 from kdlightning.modules.offline import OfflineDistillation
 from kdlightning.modules.step import DistillStep
 from kdlightning.schedules import Weight
-from kdlightning.tasks import Task
+from kdlightning.tasks import MaskedLM, Task
 from kdlightning.teachers import Teacher
 
 
@@ -74,7 +74,7 @@ class OnPolicyDistillation(OfflineDistillation):
         lr_interval: str = "epoch",
         weights: dict[str, Weight] | None = None,
     ) -> None:
-        if not task.counts_tokens:
+        if not task.counts_tokens or isinstance(task, MaskedLM):
             raise ConfigurationError(
                 f"OnPolicyDistillation writes text: the task must be CausalLM, not {type(task).__name__}"
             )

@@ -21,12 +21,13 @@ from kdlightning.losses.base import LossContext
 from kdlightning.models.parts import Parts
 from kdlightning.modules.knowledge import KnowledgeTerm, TapPair, TermSpec, check_names, taps_of
 from kdlightning.modules.layer_pairs import LayerPairs
+from kdlightning.modules.vocabularies import check_vocabularies
 from kdlightning.modules.weights import merge_weights
 from kdlightning.schedules import Weight
 from kdlightning.taps import TapReader
 from kdlightning.taps.native import head_agrees
 from kdlightning.taps.reader import untouched
-from kdlightning.teachers import NetworkTeacher, SelfTeacher, teacher_inputs
+from kdlightning.teachers import FrozenTeacher, NetworkTeacher, SelfTeacher, teacher_inputs
 
 if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
@@ -65,6 +66,7 @@ class PreparationMixin:
         fitting = stage == "fit"
         if fitting:
             self._ask_for_views()
+            check_vocabularies(self)
         # A run that fails is never torn down: what callbacks declared is taken over here, once.
         self._declared, self._specs = self._specs, []
         self.build_parts(stage)
@@ -196,6 +198,13 @@ class PreparationMixin:
             raise ConfigurationError(
                 f"the data have {theirs} classes and {type(self.task).__name__} has num_classes={ours}: make them agree"
             )
+        tags: list[str] | None = getattr(self.task, "tags", None)
+        names: list[str] | None = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        if tags is not None and names is not None and list(names) != list(tags):
+            raise ConfigurationError(
+                f"the task's tags are {', '.join(tags)} and the data's {', '.join(names)}: give the data tag_names in "
+                "the task's order"
+            )
         block = getattr(getattr(self.trainer, "datamodule", None), "block_size", None)
         for name, network in self.networks.items():
             config = getattr(network, "config", None)
@@ -262,7 +271,8 @@ class PreparationMixin:
                 self._check_head(name, reader.model, batch.inputs)
             infos[name] = reader.probe(self.network_inputs(name, batch)) if reader.taps else {}
         if isinstance(self.teacher, NetworkTeacher) and self.teacher.reader.language:
-            self._check_head("teacher", self.teacher.network, teacher_inputs(batch))
+            own = self.teacher.own_inputs(batch) if isinstance(self.teacher, FrozenTeacher) else teacher_inputs(batch)
+            self._check_head("teacher", self.teacher.network, own)
         if self.teacher is not None and taps_of(self._knowledge, "teacher"):
             infos["teacher"] = self.teacher.probe(batch)
         for term in self._knowledge:

@@ -3,19 +3,23 @@
 from kdlightning.tasks.base import Task
 from kdlightning.tasks.causal_lm import CausalLM
 from kdlightning.tasks.classification import Classification
+from kdlightning.tasks.masked_lm import MaskedLM
 from kdlightning.tasks.multi_label import MultiLabel
 from kdlightning.tasks.regression import Regression
 from kdlightning.tasks.segmentation import Segmentation
 from kdlightning.tasks.seq2seq_lm import Seq2SeqLM
+from kdlightning.tasks.token_classification import TokenClassification
 from kdlightning.tasks.unlabelled import Unlabelled
 
 __all__ = [
     "CausalLM",
     "Classification",
+    "MaskedLM",
     "MultiLabel",
     "Regression",
     "Segmentation",
     "Seq2SeqLM",
     "Task",
+    "TokenClassification",
     "Unlabelled",
 ]

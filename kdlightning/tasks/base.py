@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from kdlightning.data.batch import Batch, LoadedBatch
-from kdlightning.errors import ConfigurationError
+from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.models.output import ModelOutput
 
 
@@ -30,7 +30,9 @@ class Task:
             probabilities of classes then refuse the task.
         label_probabilities: True if each output's sigmoid is the probability of a label of its own.
         wants_hidden: True if networks should give `hidden` and `head` rather than full logits.
-        dense: True if there is an answer for each pixel, and not one a sample: `rows` lays them out for responses.
+        dense: True if there is an answer for each pixel or word, and not one a sample: `rows` lays them out for
+            responses.
+        answers: what there is one answer for, in messages.
         has_loss: False if the task has no loss of its own: there is no term `task` then, and no `val/loss`.
     """
 
@@ -41,6 +43,7 @@ class Task:
     label_probabilities: ClassVar[bool] = False
     wants_hidden: ClassVar[bool] = False
     dense: ClassVar[bool] = False
+    answers: ClassVar[str] = "pixel"
     has_loss: ClassVar[bool] = True
     num_classes: int | None = None
 
@@ -88,6 +91,14 @@ class Task:
         """What a response loss is given: both logits with an answer a row, and a batch with as many targets."""
         return student, teacher, batch
 
+    def distilled(self, batch: Batch) -> Batch:
+        """What a response loss on whole outputs is given: the batch, whose `mask` says which tokens it counts.
+
+        Another mask than the task's own makes the response's sum over tokens their mean, times the task's counted
+        tokens.
+        """
+        return batch
+
     def metrics(self) -> dict[str, Metric]:
         """Fresh metrics by their short name, for example `{"acc": …}`."""
         return {}
@@ -116,6 +127,14 @@ class Task:
         if batch.target is None:
             raise ConfigurationError(f"{type(self).__name__} needs labels, and the loader yielded none")
         return batch.target
+
+
+def check_metrics(owner: str, wanted: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """The further metrics that somebody asked for, each once; raises ConfigurationError for one that is not known."""
+    for name in wanted:
+        if name not in known:
+            raise ConfigurationError(f"{owner}: metrics are {', '.join(known)}, not {name!r}{nearest(name, known)}")
+    return tuple(dict.fromkeys(wanted))
 
 
 def check_class_probabilities(owner: str, task: Task) -> None:

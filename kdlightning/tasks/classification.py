@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torchmetrics import KLDivergence, Metric
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassF1Score, MulticlassMatthewsCorrCoef
 
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.numerics import widened
 from kdlightning.models.output import ModelOutput
-from kdlightning.tasks.base import Task
+from kdlightning.tasks.base import Task, check_metrics
 
 
 class Classification(Task):
     """Single-label classification with cross-entropy; batches `(x, y)` or mappings with `labels`.
 
-    Targets are `(B,)` class numbers, or `(B, C)` soft targets (mixup). Metrics: `acc`, and against a teacher
-    `agreement` (share of equal predictions) and `kl` (mean KL(teacher‖student) at temperature 1).
+    Targets are `(B,)` class numbers, or `(B, C)` soft targets (mixup). Metrics: `acc`, the monitor; those of `metrics`;
+    and against a teacher `agreement` (share of equal predictions) and `kl` (mean KL(teacher‖student) at temperature 1).
 
     Args:
         num_classes: number of classes.
         label_smoothing: smoothing of the hard-label loss, 0 to 1.
+        metrics: further ones: "f1", of class 1 where there are two, as GLUE has it for MRPC and QQP, and else the mean
+            of the classes' F1; "matthews", Matthews' correlation (GLUE's for CoLA), -1 to 1.
     """
 
     monitor: ClassVar[str] = "val/acc"
     monitor_mode: ClassVar[str] = "max"
 
-    def __init__(self, num_classes: int, label_smoothing: float = 0.0) -> None:
+    def __init__(self, num_classes: int, label_smoothing: float = 0.0, metrics: Sequence[str] = ()) -> None:
         if num_classes < 2:
             raise ConfigurationError(f"Classification: num_classes must be at least 2, not {num_classes}")
+        self.further = check_metrics("Classification", metrics, ("f1", "matthews"))
         self.num_classes: int = num_classes
         self.label_smoothing = label_smoothing
 
@@ -51,12 +54,23 @@ class Classification(Task):
         return functional.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def metrics(self) -> dict[str, Metric]:
-        """`acc`: share of right predictions."""
-        return {"acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)}
+        """`acc`, the share of right predictions, and the further ones."""
+        makers: dict[str, Any] = {
+            "acc": lambda: MulticlassAccuracy(self.num_classes, average="micro", validate_args=False),
+            "f1": lambda: (
+                BinaryF1Score(validate_args=False)
+                if self.num_classes == 2
+                else MulticlassF1Score(self.num_classes, average="macro", validate_args=False)
+            ),
+            "matthews": lambda: MulticlassMatthewsCorrCoef(self.num_classes, validate_args=False),
+        }
+        return {name: makers[name]() for name in ("acc", *self.further)}
 
     def update(self, metrics: Mapping[str, Metric], output: ModelOutput, batch: Batch) -> None:
-        """Adds a batch to `acc`."""
-        metrics["acc"].update(output.logits.argmax(dim=1), self._classes(batch))
+        """Adds a batch to the metrics."""
+        prediction, target = output.logits.argmax(dim=1), self._classes(batch)
+        for name in ("acc", *self.further):
+            metrics[name].update(prediction, target)
 
     def comparison(self) -> dict[str, Metric]:
         """`agreement` and `kl`."""

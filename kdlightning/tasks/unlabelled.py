@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.numerics import widened
+from kdlightning.losses.token_mask import token_mask
 from kdlightning.metrics import LinearCKA, NearestNeighbourAccuracy
 from kdlightning.models.output import ModelOutput
 from kdlightning.tasks.base import Task
@@ -72,7 +73,7 @@ class Unlabelled(Task):
         """Adds a batch to `knn_acc`, if it has class numbers."""
         labels = getattr(batch, "labels", None)
         if self.neighbours and isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-            metrics["knn_acc"].update(embedding(output), labels)
+            metrics["knn_acc"].update(embedding(output, batch), labels)
 
     def comparison(self) -> dict[str, Metric]:
         """`cka`."""
@@ -84,11 +85,11 @@ class Unlabelled(Task):
 
     def compare(self, metrics: Mapping[str, Metric], student: ModelOutput, teacher: ModelOutput, batch: Batch) -> None:
         """Adds a batch to `cka`."""
-        metrics["cka"].update(embedding(student), embedding(teacher))
+        metrics["cka"].update(embedding(student, batch), embedding(teacher, batch))
 
     def predict(self, output: ModelOutput, batch: Batch) -> list[dict[str, Any]]:
         """The embedding of each sample; probability is None."""
-        rows = embedding(output).tolist()
+        rows = embedding(output, batch).tolist()
         labels = getattr(batch, "labels", None)
         targets = [None] * len(rows) if labels is None else labels.tolist()
         return [{"prediction": row, "probability": None, "target": t} for row, t in zip(rows, targets, strict=True)]
@@ -101,10 +102,11 @@ class _Probed(Batch):
     labels: Any = None
 
 
-def embedding(output: ModelOutput) -> Tensor:
+def embedding(output: ModelOutput, batch: Batch | None = None) -> Tensor:
     """One vector a sample `(B, D)`: the network's answer, or its last hidden states where it has no head.
 
-    Maps `(B, C, H, W)` are averaged over their positions, tokens `(B, N, D)` over the tokens.
+    Maps `(B, C, H, W)` are averaged over their positions, tokens `(B, N, D)` over the tokens that the batch's attention
+    mask has, or all without one.
 
     Raises:
         ConfigurationError: the network gives neither.
@@ -113,5 +115,8 @@ def embedding(output: ModelOutput) -> Tensor:
         raise ConfigurationError("Unlabelled judges embeddings, and a network gave no tensor and no last hidden state")
     answer = widened(output.logits if output.has_logits else output.hidden)
     if answer.ndim == 3:
-        return answer.mean(dim=1)
+        mask = token_mask(batch, answer.shape[1])
+        if mask is None:
+            return answer.mean(dim=1)
+        return answer.where(mask[..., None], 0).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     return answer.flatten(2).mean(dim=2) if answer.ndim > 3 else answer.reshape(len(answer), -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from itertools import chain
 from typing import Any
@@ -16,8 +16,9 @@ class TokenSequences(Dataset):
     """Texts of unequal length; a batch is padded to its longest one.
 
     Args:
-        columns: for each model input (`input_ids`, perhaps `token_type_ids`) the integers of each text.
-        labels: `(N,)`, int64 classes or float values.
+        columns: for each model input (`input_ids`, perhaps `token_type_ids`) the integers of each text; perhaps
+            `labels` too, if there is one for each token.
+        labels: `(N,)`, int64 classes or float values; None for texts without.
         padding: the filling of each column; 0 where it is not named.
         rows: which texts, in order; all by default.
     """
@@ -26,8 +27,8 @@ class TokenSequences(Dataset):
 
     def __init__(
         self,
-        columns: dict[str, Sequence[Sequence[int]]],
-        labels: Tensor,
+        columns: Mapping[str, Sequence[Sequence[int]]],
+        labels: Tensor | None = None,
         *,
         padding: dict[str, int] | None = None,
         rows: Tensor | None = None,
@@ -39,15 +40,20 @@ class TokenSequences(Dataset):
         self._columns = {name: torch.tensor(list(chain.from_iterable(rows))) for name, rows in columns.items()}
         self.targets = labels
         self.padding = padding or {}
-        self.rows = torch.arange(len(labels)) if rows is None else rows
+        self.rows = torch.arange(len(lengths)) if rows is None else rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
-    def labels(self) -> Tensor:
-        """The labels of these texts `(N,)`."""
-        return self.targets[self.rows]
+    def labels(self) -> Tensor | None:
+        """The labels of these texts `(N,)`; None without."""
+        return None if self.targets is None else self.targets[self.rows]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of tokens of these texts `(N,)`."""
+        return self._lengths[self.rows]
 
     def select(self, rows: Tensor) -> TokenSequences:
         """Some of these texts; the tokens are shared."""
@@ -56,7 +62,7 @@ class TokenSequences(Dataset):
         return other
 
     def load(self, indices: Tensor, seeds: Tensor) -> dict[str, Tensor]:
-        """The padded batch: the columns and `attention_mask` `(B, T)`, `labels` `(B,)`."""
+        """The padded batch: the columns and `attention_mask` `(B, T)`, `labels` `(B,)` if each text has one."""
         rows = self.rows[indices]
         lengths = self._lengths[rows][:, None]
         column = torch.arange(int(lengths.max()))
@@ -66,7 +72,8 @@ class TokenSequences(Dataset):
             name: values[places].where(inside, self.padding.get(name, 0)) for name, values in self._columns.items()
         }
         batch["attention_mask"] = inside.long()
-        batch["labels"] = self.targets[rows]
+        if self.targets is not None:
+            batch["labels"] = self.targets[rows]
         return batch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
