@@ -11,7 +11,7 @@ COMMANDS: dict[str, str] = {
     "run": "run a recipe: several stages, from the teacher to a table that compares",
     "list": "list the methods and recipes that ship, by access, mode and knowledge",
     "taps": "print the tensors inside a model that a method can read, with their shapes",
-    "export": "write the student alone, for timm, transformers or safetensors",
+    "export": "write the student alone, for timm, transformers, safetensors or ONNX",
     "compare": "compare finished runs: mean and deviation over seeds, difference to labels alone",
 }
 
@@ -121,15 +121,18 @@ TEXTS: dict[str, str] = {
     "  --role ROLE     student or teacher (default: both)\n"
     "  --input SHAPE   shape of one sample, for example 3,32,32\n"
     "  --json          an array of {name, shape, kind}\n",
-    "export": "usage: kdlightning export CKPT|RUN_FOLDER [--format FORMAT] [--output DIR] [--which WHO]\n\n"
+    "export": "usage: kdlightning export CKPT|RUN_FOLDER [--format FORMAT] [--output DIR] [--which WHO]"
+    " [--quantize int8]\n\n"
     "Writes the student alone, loads it again with the named library alone, and compares its answers.\n\n"
     "Examples\n"
     "  kdlightning export runs/mine/seed0/version_0\n"
-    "  kdlightning export runs/mine/seed0/version_0/checkpoints/best.ckpt --format timm --output student\n\n"
+    "  kdlightning export runs/mine/seed0/version_0/checkpoints/best.ckpt --format timm --output student\n"
+    "  kdlightning export runs/mine/seed0/version_0 --format onnx --output student.onnx\n\n"
     "Options\n"
-    "  --format auto|timm|transformers|safetensors   default auto: what the student's own library loads\n"
+    "  --format auto|timm|transformers|safetensors|onnx   default auto: what the student's own library loads\n"
     "  --output DIR    default: a folder named export beside the checkpoints; must be new or an earlier export\n"
-    "  --which WHO     student, or a peer of online distillation: peer1, peer2, ... (default student)\n",
+    "  --which WHO     student, or a peer of online distillation: peer1, peer2, ... (default student)\n"
+    "  --quantize int8 of ONNX: weights of linear layers as 8-bit integers; says by how much answers change\n",
     "compare": "usage: kdlightning compare RUN... [--metric NAME] [--checkpoint WHICH] [--baseline CONFIG] [--json]\n\n"
     "Groups finished runs by configuration: mean ± deviation over seeds, and the difference to the same student on\n"
     "labels alone, paired by seed. Reads nothing but result.json files (RUN: one of them, or any folder above).\n\n"

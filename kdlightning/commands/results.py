@@ -8,14 +8,11 @@ import importlib.metadata
 import json
 import math
 import re
-import statistics
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 import kdlightning
@@ -101,23 +98,15 @@ def describe_student(student: nn.Module, inputs: Any, *, budget: float = 1.0) ->
 
 
 def latency(student: nn.Module, inputs: Any, budget: float = 1.0) -> float | None:
-    """Median milliseconds of a forward pass of one sample on the CPU; None if a single one takes too long."""
-    from kdlightning.taps.native import call
+    """Median milliseconds of a forward pass of one sample on the CPU, of 32 at most; None if it cannot be copied."""
+    from kdlightning.latency import torch_latency
 
     try:
         model = copy.deepcopy(student).cpu().float().eval()
     except (RuntimeError, TypeError):
         return None
     one = _map(inputs, lambda tensor: tensor[:1].cpu())
-    times: list[float] = []
-    end = time.perf_counter() + budget
-    with torch.inference_mode():
-        while len(times) < 33 and (time.perf_counter() < end or not times):
-            start = time.perf_counter()
-            call(model, one)
-            times.append(1000 * (time.perf_counter() - start))
-    # The first pass allocates.
-    return round(statistics.median(times[1:] or times), 4)
+    return torch_latency(model, one, warm_up=1, seconds=budget).milliseconds
 
 
 def _map(value: Any, function: Any) -> Any:
@@ -132,4 +121,6 @@ def _map(value: Any, function: Any) -> Any:
 
 def size_on_disk(folder: Path) -> int:
     """Bytes of the weight files of an export."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth"))
+    return sum(
+        path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".onnx")
+    )

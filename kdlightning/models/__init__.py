@@ -19,6 +19,7 @@ from kdlightning.models.output import Head, ModelOutput
 from kdlightning.models.projected import ProjectedStudent
 from kdlightning.models.resnet1d import ResNet1d
 from kdlightning.models.segmentation_net import SegmentationNet
+from kdlightning.models.shrink import CutVocabulary, SizeBudget, student_from_teacher
 from kdlightning.models.weights import load_weights, read_weights
 
 __all__ = [
@@ -29,16 +30,19 @@ __all__ = [
     "CifarVGG",
     "CifarWideResNet",
     "ConvNet",
+    "CutVocabulary",
     "Ensemble",
     "Head",
     "ModelOutput",
     "ProjectedStudent",
     "ResNet1d",
     "SegmentationNet",
+    "SizeBudget",
     "cifar_model",
     "load_weights",
     "read_weights",
     "started_from",
+    "student_from_teacher",
     "timm_model",
     "transformers_model",
 ]

@@ -164,13 +164,6 @@ class BlackBoxDistillation(DistillModule):
             if name not in self._partners:
                 self._partners[name] = load_partner(source, self.student)
 
-    def on_fit_start(self) -> None:
-        """See `DistillModule.on_fit_start`; a logged run keeps its tokenizer, since a student is nothing without it."""
-        super().on_fit_start()
-        folder = self.trainer.log_dir  # all ranks must ask
-        if folder is not None and self.trainer.is_global_zero:
-            self.data.tokenizer.save_pretrained(str(Path(folder) / "tokenizer"))
-
     # -- tasks of one student --------------------------------------------------------------------------------------
 
     def mode_terms(self, step: DistillStep) -> dict[str, Tensor]:

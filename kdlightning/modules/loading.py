@@ -79,13 +79,26 @@ def _peer_number(which: str) -> int:
     return int(number)
 
 
-def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Module:
-    """Builds a network from the configuration that a run from the command line keeps in its checkpoints."""
+def spec_of(checkpoint: Mapping[str, Any], which: str) -> Mapping[str, Any]:
+    """How a network of a checkpoint is built, without weights to load; empty where a run from Python does not say.
+
+    A network that was made of another says itself how it is built without that one.
+    """
+    name = built_as(checkpoint, which)
+    built = checkpoint.get("kdlightning", {}).get("built", {}).get(name)
+    if built is not None:
+        return built
     settings = checkpoint.get("hyper_parameters", {})
     peers = settings.get("peers") or []
-    number = 0 if built_as(checkpoint, which) == "student" else _peer_number(which)
+    number = 0 if name == "student" else _peer_number(name)
     spec = settings.get("student") if number == 0 else peers[number - 1] if number <= len(peers) else None
-    if not isinstance(spec, Mapping) or "class_path" not in spec:
+    return _without_files(plain_spec(spec)) if isinstance(spec, Mapping) and "class_path" in spec else {}
+
+
+def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Module:
+    """Builds a network as `spec_of` says."""
+    spec = spec_of(checkpoint, which)
+    if not spec:
         raise ConfigurationError(
             f"{path} was written by a run from Python and does not say how to build the {which}: "
             f"call load_student(path, student=the_network)"
@@ -94,8 +107,7 @@ def _build(checkpoint: Mapping[str, Any], which: str, path: str | Path) -> nn.Mo
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--network", type=nn.Module)
-    # Pretrained weights and checkpoints of the beginning are not needed again: the state dict follows.
-    return parser.instantiate_classes(parser.parse_object({"network": _without_files(plain_spec(spec))})).network
+    return parser.instantiate_classes(parser.parse_object({"network": dict(spec)})).network
 
 
 def plain_spec(spec: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -108,6 +120,7 @@ def plain_spec(spec: Mapping[str, Any]) -> Mapping[str, Any]:
 def _without_files(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The same specification without weights to load, so that a moved teacher or start file is no obstacle.
 
+    Pretrained weights and checkpoints of the beginning are not needed again: a state dict follows.
     Networks inside a network, as that of a `ProjectedStudent`, are meant too.
     """
     options = dict(spec.get("init_args") or {})

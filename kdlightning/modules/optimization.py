@@ -10,6 +10,7 @@ from torch import Tensor
 from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.losses.base import DistillationLoss
+from kdlightning.modules.vocabularies import keep_tokenizer
 
 if TYPE_CHECKING:
     from kdlightning.modules.base import DistillModule
@@ -100,7 +101,7 @@ class OptimizationMixin:
         """Called after each optimizer step, counted from 1."""
 
     def on_fit_start(self: DistillModule) -> None:  # type: ignore[misc]
-        """Finds the losses that want to know of optimizer steps; moves a frozen teacher to the device."""
+        """Finds losses that want to know of optimizer steps, moves a frozen teacher, keeps the data's tokenizer."""
         self._followers = [
             module
             for module in self.modules()
@@ -110,6 +111,7 @@ class OptimizationMixin:
         if self.teacher is not None:
             self.teacher.to(self.device)
         self._refuse_missing_callbacks()
+        keep_tokenizer(self)
 
     def _refuse_missing_callbacks(self: DistillModule) -> None:  # type: ignore[misc]
         averaged = any(getattr(c, "averages_weights", False) for c in self.trainer.callbacks)  # type: ignore[attr-defined]

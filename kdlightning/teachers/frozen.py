@@ -14,7 +14,9 @@ from kdlightning.data.batch import Batch
 from kdlightning.errors import ConfigurationError
 from kdlightning.models.output import ModelOutput
 from kdlightning.models.weights import load_weights
+from kdlightning.taps import TapInfo
 from kdlightning.teachers.base import NetworkTeacher, teacher_inputs
+from kdlightning.teachers.token_map import FewerWords, read_map
 
 Self = TypeVar("Self", bound="FrozenTeacher")
 
@@ -31,6 +33,10 @@ class FrozenTeacher(NetworkTeacher):
         checkpoint: a local file of weights for it (state dict, Lightning checkpoint or safetensors).
         key_map: prefixes of key names in that file, old to new; null leaves such keys out.
         label_map: for each class of the student, the number of the teacher's class.
+        token_map: for each token of the student, the number of the teacher's token, where the student's vocabulary was
+            cut: the folder of the cut tokenizer, or the numbers. Texts are handed on in the teacher's numbers, and of a
+            language model's answer the student's words are read. "same" says that the numbers agree although the
+            sizes of the embeddings differ, as they do where one is padded.
         student_normalization: `(mean, std)` with which the loader normalised the images, per channel.
         teacher_normalization: `(mean, std)` that the teacher was trained with; images are converted between the two.
         batch_stats: in training, normalise with batch statistics, as some feature methods want, without changing the
@@ -40,6 +46,7 @@ class FrozenTeacher(NetworkTeacher):
     constant: ClassVar[bool] = True
     reads_student: ClassVar[bool] = False
     columns: Tensor
+    words: Tensor | None
     scale: Tensor | None
     shift: Tensor | None
 
@@ -52,6 +59,7 @@ class FrozenTeacher(NetworkTeacher):
         student_normalization: tuple[list[float], list[float]] | None = None,
         teacher_normalization: tuple[list[float], list[float]] | None = None,
         batch_stats: bool = False,
+        token_map: str | Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if (student_normalization is None) != (teacher_normalization is None):
@@ -72,8 +80,13 @@ class FrozenTeacher(NetworkTeacher):
         self.__dict__["parts"] = list(model.modules())
         self.label_map = None if label_map is None else list(label_map)
         self.batch_stats = batch_stats
+        self.token_map = token_map
+        words = read_map(token_map)
+        _check_rows(model, words)
         # Buffers, so that they are on the device before the first step; no state of a run.
         self.register_buffer("columns", None if label_map is None else torch.tensor(self.label_map), persistent=False)
+        self.register_buffer("words", None if words is None else torch.tensor(words), persistent=False)
+        self._fewer = FewerWords()
         scale, shift = (
             (None, None) if student_normalization is None else _conversion(student_normalization, teacher_normalization)
         )
@@ -99,12 +112,14 @@ class FrozenTeacher(NetworkTeacher):
         if any(part.training for part in self.__dict__["parts"]):
             # Somebody who holds the network may have switched it, or a part of it.
             self.network.eval()
-        inputs = self._in_own_precision(self._convert(teacher_inputs(batch)))
+        inputs = self._in_own_precision(self._convert(self.own_inputs(batch)))
         if not (self.batch_stats and self.training):
             output = self.reader(inputs, logits=logits)
         else:
             with _batch_statistics(self.network):
                 output = self.reader(inputs, logits=logits)
+        if self.words is not None and batch.teacher_inputs is None:
+            output = self._fewer.output(output, self.words)
         if self.label_map is None or not output.has_logits:
             return output
         classes = 1 if output.logits.ndim == 4 else -1  # a map of logits has its classes in front
@@ -114,6 +129,16 @@ class FrozenTeacher(NetworkTeacher):
                 f"{output.logits.shape[classes]}"
             )
         return ModelOutput(output.logits.index_select(classes, self.columns), taps=output.taps)
+
+    def own_inputs(self, batch: Batch) -> Any:
+        """What the network is called with: its own inputs of the batch, or the student's in its own tokens."""
+        if self.words is None or batch.teacher_inputs is not None:
+            return teacher_inputs(batch)
+        return self._fewer.inputs(batch.inputs, self.words)
+
+    def probe(self, batch: Batch) -> dict[str, TapInfo]:
+        """Shapes of the taps."""
+        return self.reader.probe(self.own_inputs(batch))
 
     def _convert(self, inputs: Any) -> Any:
         if self.scale is None or self.shift is None:
@@ -145,6 +170,15 @@ class FrozenTeacher(NetworkTeacher):
             return value.to(own) if floating and value.dtype != own else value
 
         return converted(inputs)
+
+
+def _check_rows(model: nn.Module, words: Sequence[int] | None) -> None:
+    rows = getattr(getattr(model, "config", None), "vocab_size", None)
+    if words is not None and rows is not None and max(words) >= rows:
+        raise ConfigurationError(
+            f"FrozenTeacher: token_map names token {max(words)}, and the teacher's vocabulary has {rows}: cut the "
+            "teacher's own tokenizer"
+        )
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:

@@ -184,7 +184,7 @@ def test_answers_that_differ_are_refused_and_leave_nothing(tmp_path: Path, monke
     def spoil(*arguments: Any) -> Any:
         return ConvNet(10, widths=[4])
 
-    monkeypatch.setattr("kdlightning.export._load", spoil)
+    monkeypatch.setattr("kdlightning.export.student.load", spoil)
     with pytest.raises(ConfigurationError, match="answers differently"):
         export_student(path, tmp_path / "out", student=model, inputs={"shape": [1, 8, 8], "dtype": "float32"})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt"]
