@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.distributed
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from kdlightning.data.sampler import distributed_number
 
 
 class LengthBuckets(Sampler[int]):
@@ -25,20 +26,21 @@ class LengthBuckets(Sampler[int]):
         batch_size: samples in a batch, for each process.
         window: most batches in a window, which is at most a quarter of an epoch; more waste less padding, and mix
             batches less from epoch to epoch.
+        world_size: number of processes; from `torch.distributed` by default.
     """
 
-    def __init__(self, lengths: Tensor, batch_size: int, window: int = 50) -> None:
+    def __init__(self, lengths: Tensor, batch_size: int, window: int = 50, world_size: int | None = None) -> None:
         self.lengths = lengths
         self.batch_size = batch_size
         self.window = window
+        self._world_size = world_size
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
         order = torch.randperm(len(self.lengths))
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        step = self.batch_size * (torch.distributed.get_world_size() if ready else 1)
+        step = self.batch_size * distributed_number(self._world_size, "get_world_size", 1)
         whole = len(order) // step * step
         batches: list[Tensor] = []
         window = max(1, min(self.window, whole // step // 4))

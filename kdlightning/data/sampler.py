@@ -76,12 +76,12 @@ class EpochSampler(DistributedSampler):
     @property
     def rank(self) -> int:  # type: ignore[override]
         """Number of this process."""
-        return _distributed(self._rank, "get_rank", 0)
+        return distributed_number(self._rank, "get_rank", 0)
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]
         """Number of processes."""
-        return _distributed(self._world_size, "get_world_size", 1)
+        return distributed_number(self._world_size, "get_world_size", 1)
 
     @property
     def view(self) -> int:
@@ -149,7 +149,8 @@ class EvaluationSampler(EpochSampler, SequentialSampler):
         return 0
 
 
-def _distributed(given: int | None, function: str, alone: int) -> int:
+def distributed_number(given: int | None, function: str, alone: int) -> int:
+    """What a function of `torch.distributed` tells now, unless it is given; `alone` without a process group."""
     if given is not None:
         return given
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -127,7 +127,10 @@ def classifier_name(model: nn.Module) -> str | None:
     for name in ("classifier", "fc", "head", "score", "lm_head"):
         if isinstance(getattr(model, name, None), nn.Linear):
             return name
-    return None
+    words = getattr(getattr(model, "config", None), "vocab_size", None)
+    head = cast(Any, model).get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    # A masked language model has its head deeper inside.
+    return modules.get(head) if isinstance(head, nn.Linear) and head.out_features == words else None
 
 
 def classifiers(model: nn.Module) -> list[nn.Module]:
