@@ -120,6 +120,7 @@ def results() -> dict[str, str]:
         weights: Any = importlib.import_module("weights")
         losses: Any = importlib.import_module("losses_tables")
         label_free: Any = importlib.import_module("label_free")
+        encoders: Any = importlib.import_module("encoders")
         symbolic: Any = importlib.import_module("symbolic")
     finally:
         sys.path.remove(str(folder))
@@ -131,12 +132,13 @@ def results() -> dict[str, str]:
         "verification": losses.verification_table(),
         "label_free": label_free.table(),
         "symbolic": symbolic.table(),
+        "encoders": encoders.table(),
     }
 
 
 PAGES = {
     "README.md": ("quickstart",),
-    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses", "label_free", "symbolic"),
+    "benchmarks/README.md": ("quickstart", "accuracy", "weights", "losses", "label_free", "symbolic", "encoders"),
     "docs/verification.md": ("verification",),
 }
 """Which tables of results a page holds."""
