@@ -304,7 +304,10 @@ class PreparationMixin:
             elif getattr(loader, "batch_sampler", None) is None:
                 raw = loader.collate_fn(dataset[0])  # the data set gives whole batches
             else:
-                raw = loader.collate_fn([dataset[0], dataset[min(1, len(dataset) - 1)]])
+                rows = [0, min(1, len(dataset) - 1)]
+                # As loaders do: texts of unequal length are padded by the data set, which gives them together.
+                together = getattr(dataset, "__getitems__", None)
+                raw = loader.collate_fn([dataset[row] for row in rows] if together is None else together(rows))
         first = next(self.student.parameters(), torch.zeros((), device=self.device))
         if first.dtype != torch.float32:  # an earlier run has brought the networks to its precision
             raw = self.trainer.precision_plugin.convert_input(raw)

@@ -24,8 +24,9 @@ _WAYS_OUT = (
 def check_vocabularies(module: DistillModule) -> None:
     """Refuses a frozen teacher that reads the student's tokens as other words, as far as that can be known.
 
-    Known are the sizes of the embeddings, and the teacher's tokenizer if it lies in the folder that the teacher was
-    loaded from; the data's tokenizer says what the tokens mean.
+    Known are the sizes of the embeddings (of which one may be the other, filled up to a multiple of 8, 64, …), and the
+    teacher's tokenizer if it lies in the folder that the teacher was loaded from; the data's tokenizer says what the
+    tokens mean.
 
     Raises:
         ConfigurationError: they differ, and the batches have no inputs of the teacher's own.
@@ -56,7 +57,7 @@ def _problem(module: DistillModule, teacher: FrozenTeacher) -> str | None:
     word = None if tokenizer is None else _differing_token(tokenizer, folder)
     if word:
         return f"the data's tokenizer numbers {word!r} otherwise than the teacher's in {folder}"
-    if word is None and ours != theirs:
+    if word is None and not _only_padded(*sorted((ours, theirs))):
         return f"the student's vocabulary has {ours} tokens and the teacher's {theirs}"
     return None
 
@@ -64,6 +65,13 @@ def _problem(module: DistillModule, teacher: FrozenTeacher) -> str | None:
 def _rows(network: nn.Module) -> int | None:
     found = getattr(getattr(network, "config", None), "vocab_size", None)
     return found if isinstance(found, int) else None
+
+
+def _only_padded(small: int, large: int) -> bool:
+    """Whether embeddings of these sizes may be those of one tokenizer, filled up to a round number of rows."""
+    steps = [2**power for power in range(3, 10)]
+    both_round = small % 64 == large % 64 == 0 and large - small < 512
+    return small == large or both_round or any(-(-small // step) * step == large for step in steps)
 
 
 def _differing_token(tokenizer: Any, folder: str | None) -> str | None:
@@ -84,7 +92,7 @@ def _reads_tokens_of_the_student(module: DistillModule) -> bool:
 
 def keep_tokenizer(module: DistillModule) -> None:
     """A logged run keeps its tokenizer, since a student that reads text is nothing without it."""
-    folder = module.trainer.log_dir  # all ranks must ask
+    folder = module.trainer.log_dir if module.trainer.loggers else None  # all ranks must ask
     tokenizer: Any = getattr(getattr(module.trainer, "datamodule", None), "tokenizer", None)
     if folder is not None and module.trainer.is_global_zero and hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(str(Path(folder) / "tokenizer"))

@@ -32,6 +32,7 @@ def student_from_teacher(
     intermediate_size: int | None = None,
     vocabulary: str | CutVocabulary | None = None,
     budget: SizeBudget | None = None,
+    fresh: bool = False,
     checkpoint: str | None = None,
     key_map: dict[str, str | None] | None = None,
 ) -> nn.Module:
@@ -55,6 +56,7 @@ def student_from_teacher(
         intermediate_size: feed-forward units; kept are those with the largest ‖reads‖·‖writes‖ of each layer.
         vocabulary: the tokens to keep: the folder of a cut tokenizer, or what to cut (`CutVocabulary`).
         budget: instead of sizes: the largest network of a family that fits it. What is given beside it is fixed.
+        fresh: draw new weights, as the library does: the same small network without the teacher's, to compare with.
         checkpoint: a local file of weights for the teacher, for example of the run that fine-tuned it.
         key_map: prefixes of key names in that file, old to new; null leaves such keys out.
 
@@ -73,7 +75,7 @@ def student_from_teacher(
         if any(option is not None for option in given):
             raise ConfigurationError("student_from_teacher: of timm's vision transformers only layers can be given")
         depth = len(teacher.blocks)  # type: ignore[arg-type]
-        return shallower(teacher, chosen_layers(depth, layers, layer_choice)).train()
+        return shallower(teacher, chosen_layers(depth, layers, layer_choice), fresh).train()
     encoder = Encoder.of(teacher)
     words = kept_words(vocabulary, encoder)
     fixed = {"hidden": hidden_size, "heads": heads, "inner": intermediate_size}
@@ -82,12 +84,14 @@ def student_from_teacher(
         sizes = budget.choose(encoder, layers, layer_choice, fixed)
     else:
         sizes = sizes_of(encoder, chosen_layers(encoder.depth, layers, layer_choice), **fixed)
-    return smaller(encoder, sizes, words, hidden_choice).train()
+    student = of_size(encoder, sizes, words)
+    if not fresh:
+        take_weights(student, encoder, sizes, words, hidden_choice)
+    return student.train()
 
 
-@torch.no_grad()
-def smaller(encoder: Encoder, sizes: Sizes, words: list[int] | None, hidden_choice: str = "importance") -> nn.Module:
-    """The encoder in smaller sizes, with the weights of what is kept."""
+def of_size(encoder: Encoder, sizes: Sizes, words: list[int] | None) -> nn.Module:
+    """A network of the encoder's class in smaller sizes, with new weights."""
     model = encoder.model
     config = type(model.config).from_dict(model.config.to_dict())
     options: dict[str, Any] = sizes.options(model.config)
@@ -98,14 +102,22 @@ def smaller(encoder: Encoder, sizes: Sizes, words: list[int] | None, hidden_choi
         setattr(config, name, value)
     config._attn_implementation = model.config._attn_implementation
     student = type(model)(config).to(model.dtype)
+    student.__dict__["build_spec"] = build_spec(student)
+    return student
+
+
+@torch.no_grad()
+def take_weights(
+    student: nn.Module, encoder: Encoder, sizes: Sizes, words: list[int] | None, hidden_choice: str = "importance"
+) -> None:
+    """Fills a smaller network with the weights of what is kept."""
+    model = encoder.model
     weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     hidden = list(range(sizes.hidden))
     if sizes.hidden < encoder.hidden and hidden_choice == "importance":
         hidden = most(hidden_scores(encoder, weights), sizes.hidden)
     chosen = _Chosen(encoder, sizes, weights, {"hidden": hidden, "words": words or list(range(encoder.words))})
     student.load_state_dict({name: chosen.tensor(name) for name in student.state_dict()})
-    student.__dict__["build_spec"] = build_spec(student)
-    return student
 
 
 class _Chosen:

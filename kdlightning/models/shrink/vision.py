@@ -60,10 +60,13 @@ def vision_spec(model: Any, depth: int) -> dict[str, Any]:
     return {"class_path": "kdlightning.timm_model", "init_args": arguments}
 
 
-def shallower(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """A network of the same kind with some of its blocks, and a copy of everything else."""
+def shallower(model: nn.Module, layers: Sequence[int], fresh: bool = False) -> nn.Module:
+    """A network of the same kind with some of its blocks and a copy of everything else, or with new weights."""
     spec = vision_spec(model, len(layers))
     student = timm_model(**spec["init_args"])
+    student.__dict__["build_spec"] = spec
+    if fresh:
+        return student
     weights = model.state_dict()
     filled = {}
     for name in student.state_dict():
@@ -71,7 +74,6 @@ def shallower(model: nn.Module, layers: Sequence[int]) -> nn.Module:
         old = name if number is None else _BLOCK.sub(rf"blocks.{layers[number]}.\2", name)
         filled[name] = weights[old].clone()
     student.load_state_dict(filled)
-    student.__dict__["build_spec"] = spec
     return student
 
 
