@@ -123,9 +123,14 @@ class TaggedText(DistillDataModule):
         name = type(self._tokenizer).__name__
         if not getattr(self._tokenizer, "is_fast", False):
             raise ConfigurationError(f"{name} is no fast tokenizer, which alone tells of which word a piece is")
-        if getattr(self._tokenizer, "add_prefix_space", None) is False:
+        whole = self._tokenizer("a b")["input_ids"]
+        try:
+            apart = self._tokenizer(["a", "b"], is_split_into_words=True)["input_ids"]
+        except (AssertionError, ValueError):  # RoBERTa's own says so itself
+            apart = None
+        if apart != whole:
             raise ConfigurationError(
-                f"{name} would join words that are given apart: load it with add_prefix_space=True, save and give it"
+                f"{name} joins words that are given apart: load it with add_prefix_space=True, and save it or give it"
             )
 
     def _encode(self, sentences: Sentences, part: str) -> TokenSequences:

@@ -129,7 +129,9 @@ def test_masks_are_those_of_a_plain_loop_and_padding_changes_none(seed: int, siz
 @pytest.mark.parametrize("whole", [False, True])
 def test_shares_are_those_of_bert(whole: bool) -> None:
     texts = [[1, *([7] * 120), 2]] * 400
-    columns: Any = {"input_ids": texts} | ({"words": [[0, *(k // 2 + 1 for k in range(120)), 0]] * 400} if whole else {})
+    columns: Any = {"input_ids": texts} | (
+        {"words": [[0, *(k // 2 + 1 for k in range(120)), 0]] * 400} if whole else {}
+    )
     data = MaskedSequences(columns, mask=3, special=[0, 1, 2, 3, 4], vocabulary=1000)
     batch = data.load(torch.arange(400), torch.arange(400) * 12345 + 7)
     chosen = batch["labels"] != -100
