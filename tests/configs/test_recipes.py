@@ -63,9 +63,12 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
             "ImageFolder": made_folder,
             "BlackBoxData": RECORDS.get(name),
             "CounterfactualData": made_counterfactuals,
+            "TextClassification": made_reviews,
         }.get(content["shared"]["data"]["class_path"].rsplit(".", 1)[-1])
         options = [] if data is None else data(tmp_path / "data")
         for stage in content["stages"].values():
+            if stage.get("command") == "export":
+                continue
             stage["arguments"] = [*stage.get("arguments", []), *FEW_STEPS, *options]
         untrained = without_weights(content)
         path = tmp_path / f"{name}.yaml"
@@ -75,7 +78,7 @@ def few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return {
             stage.name: result_of(runs / stage.name / f"seed{stage.number - 1}" / "version_0")
             for stage in parse_recipe(name, content, name).stages
-            if stage.command != "generate"
+            if stage.command not in ("generate", "export")
         }
 
     return run
@@ -184,6 +187,18 @@ def made_counterfactuals(folder: Path) -> list[str]:
     return [f"--data.init_args.path={folder / 'pairs.jsonl'}"]
 
 
+def made_reviews(folder: Path) -> list[str]:
+    """Short reviews with a label each, where the recipe's data and its corpus lie."""
+    (folder / "sst2").mkdir(parents=True)
+    for part, count in (("train", 40), ("dev", 8), ("test", 8)):
+        records = [
+            {"text": f"film {n} was {'fine' if n % 2 else 'dull'} , part {n % 5}", "label": n % 2} for n in range(count)
+        ]
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        (folder / "sst2" / f"{part}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    return []
+
+
 def made_instructions(folder: Path) -> list[str]:
     """Instructions with recorded answers, where the first stages read them; later ones read what those leave."""
     path = folder.parent / "instruct" / "rasbt_instruction_data.jsonl.gz"
@@ -219,8 +234,8 @@ def test_recipe_runs_to_its_table(name: str, few_steps: Any, capsys: pytest.Capt
     shown = capsys.readouterr().out
     stages = parse_recipe(name, yaml.safe_load(RECIPES[name].read_text()), name).stages
     for stage in stages:
-        if stage.command == "generate":
-            assert f"{stage.name}: generate" in shown
+        if stage.command in ("generate", "export"):
+            assert f"{stage.name}: {stage.command}" in shown
             continue
         result = results[stage.name]
         assert result["steps"] == (2 if stage.command == "fit" else 0)

@@ -96,8 +96,8 @@ def of_size(encoder: Encoder, sizes: Sizes, words: list[int] | None) -> nn.Modul
     config = type(model.config).from_dict(model.config.to_dict())
     options: dict[str, Any] = sizes.options(model.config)
     if words is not None:
-        check_positions(model, words)
         options |= renumbered_ids(model.config, words)
+        check_positions(model, words)
     for name, value in options.items():
         setattr(config, name, value)
     config._attn_implementation = model.config._attn_implementation
