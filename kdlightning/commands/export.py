@@ -8,7 +8,7 @@ from kdlightning.commands.options import Parser
 from kdlightning.commands.runs import CHECKPOINTS, checkpoint_file, run_of
 from kdlightning.errors import ConfigurationError, nearest
 
-_FORMATS = ("auto", "timm", "transformers", "safetensors", "onnx")
+_FORMATS = ("auto", "timm", "transformers", "sentence-transformers", "safetensors", "onnx")
 
 
 def main(arguments: list[str]) -> int:

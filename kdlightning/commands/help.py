@@ -129,7 +129,7 @@ TEXTS: dict[str, str] = {
     "  kdlightning export runs/mine/seed0/version_0/checkpoints/best.ckpt --format timm --output student\n"
     "  kdlightning export runs/mine/seed0/version_0 --format onnx --output student.onnx\n\n"
     "Options\n"
-    "  --format auto|timm|transformers|safetensors|onnx   default auto: what the student's own library loads\n"
+    "  --format auto|timm|transformers|sentence-transformers|safetensors|onnx   auto: what its own library loads\n"
     "  --output DIR    default: a folder named export beside the checkpoints; must be new or an earlier export\n"
     "  --which WHO     student, or a peer of online distillation: peer1, peer2, ... (default student)\n"
     "  --quantize int8 of ONNX: weights of linear layers as 8-bit integers; says by how much answers change\n",

@@ -13,7 +13,9 @@ from kdlightning.data.mnist1d import MNIST1D
 from kdlightning.data.tagged_text import TaggedText
 from kdlightning.data.text_classification import TextClassification
 from kdlightning.data.text_corpus import TextCorpus
+from kdlightning.data.text_groups import TextGroups
 from kdlightning.data.views import IndexedViews
+from kdlightning.data.word_replacement import WordReplacement
 
 __all__ = [
     "CIFAR10",
@@ -32,5 +34,7 @@ __all__ = [
     "TaggedText",
     "TextClassification",
     "TextCorpus",
+    "WordReplacement",
+    "TextGroups",
     "resumable",
 ]

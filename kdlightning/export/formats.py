@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from kdlightning.errors import ConfigurationError
+from kdlightning.models.sentence_encoder import SentenceEncoder, sentence_encoder
 from kdlightning.modules.loading import load_exported, load_student
 
-FORMATS = ("auto", "timm", "transformers", "safetensors", "onnx")
+FORMATS = ("auto", "timm", "transformers", "sentence-transformers", "safetensors", "onnx")
 
 
 def load_line(kind: str, folder: Path, model: nn.Module) -> str:
@@ -23,6 +24,8 @@ def load_line(kind: str, folder: Path, model: nn.Module) -> str:
         return f'timm.create_model("local-dir:{folder}", pretrained=True)'
     if kind == "transformers":
         return f'transformers.{type(model).__name__}.from_pretrained("{folder}")'
+    if kind == "sentence-transformers":
+        return f'sentence_transformers.SentenceTransformer("{folder}")  # or kdlightning.sentence_encoder("{folder}")'
     if kind == "onnx":
         return f'onnxruntime.InferenceSession("{folder}/model.onnx")'
     return f'safetensors.torch.load_model(student, "{folder}/model.safetensors")  # student: a {type(model).__name__}'
@@ -44,11 +47,15 @@ def suitable(model: nn.Module, format: str) -> str:
     Raises:
         ConfigurationError: the library of that name could not build the student.
     """
+    if format == "auto" and isinstance(model, SentenceEncoder):
+        return "sentence-transformers"
     if format == "auto":
         return "timm" if is_timm(model) else "transformers" if is_transformers(model) else "safetensors"
     name = type(model).__name__
     if format == "timm" and not is_timm(model):
         raise ConfigurationError(f"--format timm: {name} is no timm model, so timm could not build it; use safetensors")
+    if format == "sentence-transformers" and not isinstance(model, SentenceEncoder):
+        raise ConfigurationError(f"--format sentence-transformers: {name} is no sentence_encoder; use auto")
     if format == "transformers" and not is_transformers(model):
         raise ConfigurationError(
             f"--format transformers: {name} is not a transformers model, so transformers could not build it; "
@@ -67,7 +74,7 @@ def write(kind: str, model: Any, folder: Path, spec: Mapping[str, Any]) -> None:
     """Writes the student; `spec` says how a run from YAML builds it."""
     if kind == "timm":
         _write_timm(model, folder, spec)
-    elif kind == "transformers":
+    elif kind in ("transformers", "sentence-transformers"):
         with _no_bars():
             model.save_pretrained(folder)
     else:
@@ -115,6 +122,9 @@ def load(kind: str, folder: Path, checkpoint: str | Path, which: str, built: nn.
     if kind == "transformers":
         with _no_bars():
             return load_exported(folder)
+    if kind == "sentence-transformers":
+        with _no_bars():
+            return sentence_encoder(str(folder.resolve()))
     import copy
 
     from safetensors.torch import load_model

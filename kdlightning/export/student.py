@@ -26,7 +26,7 @@ class Exported:
 
     Attributes:
         folder: where it lies.
-        format: timm, transformers, safetensors or onnx.
+        format: timm, transformers, sentence-transformers, safetensors or onnx.
         load_line: Python that loads it.
         difference: largest absolute difference of the logits after loading it again.
         milliseconds: of one sample, with one thread: of ONNX in onnxruntime, else None.
@@ -54,7 +54,8 @@ def export_student(
     Args:
         checkpoint: a checkpoint of a run.
         output: the folder to write; new, empty, or an earlier export.
-        format: "timm", "transformers", "safetensors", "onnx", or "auto": what the student's own library loads.
+        format: "timm", "transformers", "sentence-transformers", "safetensors", "onnx", or "auto": what the student's
+            own library loads.
         which: "student", or "peer1", "peer2", … of online distillation.
         student: of a run from Python, the built network.
         inputs: input shapes as `result.json` has them; by default the model's own or its run's.

@@ -26,14 +26,17 @@ from kdlightning.losses.customized_labels import smoothed_target_loss, zipf_labe
 from kdlightning.losses.feature.activation_boundary import AB, ActivationBoundary, ab_loss
 from kdlightning.losses.feature.attention_transfer import AT, AttentionTransfer, attention_transfer_loss
 from kdlightning.losses.feature.cat_kd import CATKD, cat_kd_loss
+from kdlightning.losses.feature.cosine_embedding import CosineEmbedding, cosine_embedding_loss
 from kdlightning.losses.feature.cwd import CWD, cwd_loss
 from kdlightning.losses.feature.factor_transfer import FT, FactorTransfer, factor_transfer_loss
 from kdlightning.losses.feature.fit_net import FitNet, fitnet_loss
 from kdlightning.losses.feature.kdsvd import KDSVD, kdsvd_loss
 from kdlightning.losses.feature.mgd import MGD, mgd_loss
+from kdlightning.losses.feature.mobilebert_transfer import MobileBERTTransfer
 from kdlightning.losses.feature.nst import NST, nst_loss
 from kdlightning.losses.feature.ofd import OFD, ofd_loss, ofd_margin
 from kdlightning.losses.feature.paraphraser import Paraphraser
+from kdlightning.losses.feature.patient_kd import PatientKD, patient_kd_loss
 from kdlightning.losses.feature.pearson_kd import PearsonKD, pearson_kd_loss
 from kdlightning.losses.feature.review_kd import ReviewKD, hcl_loss
 from kdlightning.losses.feature.sim_kd import SimKD, simkd_loss
@@ -55,12 +58,16 @@ from kdlightning.losses.relation.sp import SP, sp_loss
 from kdlightning.losses.relation.tinybert_attention import TinyBERTAttention, tinybert_attention_loss
 from kdlightning.losses.response.ctkd import CTKD
 from kdlightning.losses.response.dist import DIST, dist_loss
+from kdlightning.losses.response.distillation_token import DistillationToken
 from kdlightning.losses.response.dkd import DKD, dkd_loss
 from kdlightning.losses.response.hard_label_kd import HardLabelKD, hard_label_loss
 from kdlightning.losses.response.kd import KD, kd_loss
+from kdlightning.losses.response.logit_mse import LogitMSE, logit_mse_loss
+from kdlightning.losses.response.margin_mse import MarginMSE, margin_mse_loss
 from kdlightning.losses.response.mlkd import MLKD, batch_correlation_loss, class_correlation_loss
 from kdlightning.losses.response.multi_label_kd import MultiLabelKD, multilabel_kd_loss
 from kdlightning.losses.response.nkd import NKD, nkd_loss
+from kdlightning.losses.response.soft_cross_entropy import SoftCrossEntropy
 from kdlightning.losses.response.wsld import WSLD, wsld_loss
 from kdlightning.losses.spatial import channels_first, pool_larger
 from kdlightning.losses.token import (
@@ -103,18 +110,24 @@ __all__ = [
     "WSLD",
     "ActivationBoundary",
     "AttentionTransfer",
+    "CosineEmbedding",
     "DistillationLoss",
+    "DistillationToken",
     "FactorTransfer",
     "FeatureLoss",
     "FitNet",
     "ForwardKL",
     "HardLabelKD",
     "JensenShannon",
+    "LogitMSE",
     "LossContext",
+    "MarginMSE",
     "MiniLM",
     "MiniLMRelation",
+    "MobileBERTTransfer",
     "MultiLabelKD",
     "Paraphraser",
+    "PatientKD",
     "PearsonKD",
     "QueueSoftmax",
     "RelationLoss",
@@ -122,6 +135,7 @@ __all__ = [
     "ReverseKL",
     "ReviewKD",
     "SimKD",
+    "SoftCrossEntropy",
     "TapLoss",
     "TinyBERTAttention",
     "TinyBERTHidden",
@@ -136,6 +150,7 @@ __all__ = [
     "channels_first",
     "class_correlation_loss",
     "codistillation_loss",
+    "cosine_embedding_loss",
     "cwd_loss",
     "dist_loss",
     "dkd_loss",
@@ -148,6 +163,7 @@ __all__ = [
     "hcl_loss",
     "irg_loss",
     "jensen_shannon",
+    "logit_mse_loss",
     "kd_loss",
     "kdcl_error_products",
     "kdcl_general_weights",
@@ -159,6 +175,7 @@ __all__ = [
     "learned_target_kl",
     "linear_cross_entropy",
     "linear_divergence",
+    "margin_mse_loss",
     "mean_discrepancy_loss",
     "mean_of_others",
     "mean_probability_logits",
@@ -172,6 +189,7 @@ __all__ = [
     "nst_loss",
     "ofd_loss",
     "ofd_margin",
+    "patient_kd_loss",
     "pearson_kd_loss",
     "pkt_loss",
     "pool_larger",

@@ -19,6 +19,7 @@ from kdlightning.models.output import Head, ModelOutput
 from kdlightning.models.projected import ProjectedStudent
 from kdlightning.models.resnet1d import ResNet1d
 from kdlightning.models.segmentation_net import SegmentationNet
+from kdlightning.models.sentence_encoder import SentenceEncoder, sentence_encoder
 from kdlightning.models.shrink import CutVocabulary, SizeBudget, student_from_teacher
 from kdlightning.models.weights import load_weights, read_weights
 
@@ -37,10 +38,12 @@ __all__ = [
     "ProjectedStudent",
     "ResNet1d",
     "SegmentationNet",
+    "SentenceEncoder",
     "SizeBudget",
     "cifar_model",
     "load_weights",
     "read_weights",
+    "sentence_encoder",
     "started_from",
     "student_from_teacher",
     "timm_model",

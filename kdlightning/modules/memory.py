@@ -23,7 +23,8 @@ class LogitMemory:
 
     def add(self, index: Tensor | None, logits: Tensor) -> None:
         """Keeps a batch of the first pass."""
-        if self.complete or index is None or logits.ndim != 2 or self._bytes > self.limit:
+        one_each = index is not None and logits.ndim == 2 and len(logits) == len(index)  # not several answers a sample
+        if self.complete or index is None or not one_each or self._bytes > self.limit:
             return
         self._bytes += logits.numel() * logits.element_size()
         self._parts.append((index, logits))
