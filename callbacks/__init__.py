@@ -9,6 +9,7 @@ from kdlightning.callbacks.ema import EMA
 from kdlightning.callbacks.feature_kd import FeatureKD
 from kdlightning.callbacks.layer_kd import LayerKD
 from kdlightning.callbacks.pair_consistency import PairConsistency
+from kdlightning.callbacks.progressive_kd import ProgressiveKD
 from kdlightning.callbacks.relation_kd import RelationKD
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "LatestCheckpoint",
     "LayerKD",
     "PairConsistency",
+    "ProgressiveKD",
     "RelationKD",
 ]

@@ -42,6 +42,15 @@ class LayerPairs:
             for kind in self.kinds
         ]
 
+    def of_student(self, student: nn.Module) -> list[int]:
+        """The student's layers that are paired, from 1, in the pairs' order; without the embedding."""
+        count = number_of_layers(student)
+        if isinstance(self.layers, Mapping):
+            return [_number(layer, count, "student", self.owner) for layer in self.layers]
+        if not isinstance(self.layers, str):
+            return list(range(1, len(self.layers) + 1))
+        return [layer for layer, _ in layer_map(self.layers, count, count, self.owner)]
+
 
 def layer_map(layers: Layers, student: int, teacher: int, owner: str) -> list[tuple[int, int]]:
     """Pairs of layers, counted from 1.
@@ -86,7 +95,9 @@ def layer_map(layers: Layers, student: int, teacher: int, owner: str) -> list[tu
 
 
 def _number(layer: int, count: int, whose: str, owner: str) -> int:
-    number = int(layer) + count + 1 if int(layer) < 0 else int(layer)
+    if not isinstance(layer, int) or isinstance(layer, bool):
+        raise ConfigurationError(f"{owner}: layers counts from 1, and names {layer!r}: give whole numbers")
+    number = layer + count + 1 if layer < 0 else layer
     if not 0 < number <= count:
         raise ConfigurationError(f"{owner}: the {whose} has layers 1 to {count}, and layers names {layer}")
     return number

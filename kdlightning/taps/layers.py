@@ -44,3 +44,19 @@ def layer_tap(model: nn.Module, kind: str, layer: int) -> str:
         # All tokens; the native source would run no head behind the deepest one.
         return "blocks.0:input" if layer == 0 else f"blocks.{layer - 1}"
     return f"{kind}.{layer}"
+
+
+def parameters_below(model: nn.Module, layer: int) -> list[nn.Parameter]:
+    """The parameters that a transformer's model registers before those of a layer: embeddings and lower layers.
+
+    Args:
+        model: a transformer of timm or transformers.
+        layer: from 1.
+    """
+    path = attention_layers(model)[layer - 1].paths[0].split(".")
+    # The layer is the innermost numbered module around its attention: encoder.layer.3, blocks.3.
+    depth = max(place for place, part in enumerate(path) if part.isdigit())
+    prefix = ".".join(path[: depth + 1]) + "."
+    names = [name for name, _ in model.named_parameters()]
+    first = next(number for number, name in enumerate(names) if name.startswith(prefix))
+    return [parameter for _, parameter in model.named_parameters()][:first]
