@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from kdlightning.data.base import DistillDataModule, Sources
 from kdlightning.data.files import RECORD_SUFFIXES, existing, field, read_records
 from kdlightning.data.labels import label_numbers, names_of
 from kdlightning.data.text_parts import STEMS, check_columns, named_splits, part_file
+from kdlightning.data.word_replacement import WordReplacement
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.sequences import TokenSequences
 from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
@@ -47,6 +49,8 @@ class TextClassification(DistillDataModule):
             would tear pairs apart.
         originals_only: train on the first row of each pair alone.
         length_bucketing: training batches of texts of like length, in random order; see `LengthBuckets`.
+        augmentation: copies of the training texts with words replaced, beside the texts themselves, after the split: an
+            epoch is longer by so much.
         **options: those of `DistillDataModule`.
     """
 
@@ -68,6 +72,7 @@ class TextClassification(DistillDataModule):
         pair_field: str | None = None,
         originals_only: bool = False,
         length_bucketing: bool = False,
+        augmentation: WordReplacement | None = None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -94,6 +99,8 @@ class TextClassification(DistillDataModule):
         self.max_length = max_length
         self.pair_field = pair_field
         self.originals_only = originals_only
+        self.augmentation = augmentation
+        self._to_augment: list[list[str]] | None = None
         self._pairs: dict[str, Tensor] = {}
         self._given_tokenizer = tokenizer
         self._tokenizer: Any = None
@@ -120,6 +127,23 @@ class TextClassification(DistillDataModule):
         self.setup()
         return self._pairs.get("test" if part == "val" and self.validates_on_test else part)
 
+    def prepare_data(self) -> None:
+        """Has the copies of an augmentation made by one process, before others read them."""
+        if self.augmentation is not None and (self.trainer is None or self.trainer.state.fn == TrainerFn.FITTING):
+            self.part("train")
+
+    def part(self, name: str) -> Any:
+        """The data set of a part; the training part with its copies, if there is an augmentation."""
+        part = super().part(name)
+        if name == "train" and self.augmentation is not None and self._to_augment is not None:
+            rows = part.rows.tolist()
+            columns = [[column[row] for row in rows] for column in self._to_augment]
+            copies, sources = self.augmentation(columns)
+            texts = [[*own, *further] for own, further in zip(columns, copies, strict=True)]
+            part = self._encode(texts, torch.cat([part.labels, part.labels[torch.tensor(sources, dtype=torch.int64)]]))
+            self._parts["train"], self._to_augment = part, None
+        return part
+
     def load(self) -> Sources:
         """Reads, numbers the labels, and tokenizes."""
         records = self._from_datasets() if self.dataset_name is not None else self._from_files()
@@ -127,6 +151,7 @@ class TextClassification(DistillDataModule):
             records = self._paired(records, self.pair_field)
         labels = {part: self._labels(rows, part) for part, rows in records.items()}
         texts = {part: [self._texts(rows, name) for name in self.fields] for part, rows in records.items()}
+        self._to_augment = texts["train"]
         given = self._given_tokenizer
         if given is None:
             everything = [text for column in texts["train"] for text in column]

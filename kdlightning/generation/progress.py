@@ -21,13 +21,17 @@ class ProgressDisplay:
         total: number of samples.
         enabled: False shows nothing.
         interval: seconds between lines where there is no terminal.
+        unit: what is counted.
     """
 
-    def __init__(self, title: str, total: int, *, enabled: bool = True, interval: float = 15.0) -> None:
+    def __init__(
+        self, title: str, total: int, *, enabled: bool = True, interval: float = 15.0, unit: str = "answers"
+    ) -> None:
         self.title = title
         self.total = total
         self.enabled = enabled and total > 0
         self.interval = interval
+        self.unit = unit
         self.done = 0
         self.failed = 0
         self.reused = 0
@@ -105,7 +109,7 @@ class ProgressDisplay:
             return []
         rate = self.done / seconds
         left = (self.total - self.finished) / rate
-        return [f"{rate:.3g} answers/s"] + ([f"{_clock(left)} left"] if left else [])
+        return [f"{rate:.3g} {self.unit}/s"] + ([f"{_clock(left)} left"] if left else [])
 
 
 def _clock(seconds: float) -> str:
