@@ -18,7 +18,8 @@ class ProgressiveKD(LayerKD):
     """`LayerKD` of a student whose layers learn one after the other, while those below keep still.
 
     In the stage of a layer nothing below it is updated: embeddings and lower layers lose their gradients before the
-    optimizer's step, those of other terms included. After the stages everything learns. See `MobileBERTTransfer`.
+    optimizer's step, those of other terms included. In the first stage the embeddings learn with the layer (the paper
+    copies them from the teacher), and after the stages everything learns. See `MobileBERTTransfer`.
 
     The stages depend on the run's progress alone, so a resumed run is in the stage of the undisturbed one. Layers that
     have no loss yet get no gradient: DDP needs `strategy: ddp_find_unused_parameters_true`.
@@ -58,7 +59,8 @@ class ProgressiveKD(LayerKD):
             numbers = self.layers.of_student(network)
             if numbers != sorted(set(numbers)):
                 raise ConfigurationError(f"ProgressiveKD({self.name}): name the student's layers from the lowest up")
-            self._below.append([parameters_below(network, number) for number in numbers])
+            # The embeddings learn with the first layer: no loss of their own comes before.
+            self._below.append([[], *(parameters_below(network, number) for number in numbers[1:])])
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Takes the gradients of what lies below the layer whose stage it is."""
