@@ -11,6 +11,7 @@ from kdlightning.losses.base import LossContext, Shape, TapLoss
 from kdlightning.modules.knowledge import TapPair
 from kdlightning.modules.layer_pairs import LayerPairs
 from kdlightning.schedules import Weight
+from kdlightning.taps.names import Layout
 
 
 class LayerKD(KnowledgeCallback[TapLoss]):
@@ -51,7 +52,10 @@ class LayerKD(KnowledgeCallback[TapLoss]):
         if with_embedding and tuple(loss.layers) != ("hidden_states",):
             raise ConfigurationError(f"LayerKD: embedding is for losses on hidden states, not {type(loss).__name__}")
         owner = f"LayerKD({self.name})"
-        self.layers = LayerPairs(loss.layer_map if layers is None else layers, loss.layers, with_embedding, owner)
+        which = loss.layer_map if layers is None else layers
+        # Losses of tokens see the class tokens of vision transformers too; those of maps see patches alone.
+        layout: Layout | None = "tokens" if loss.padding == "masked" else None
+        self.layers = LayerPairs(which, loss.layers, with_embedding, owner, layout)
 
     @property
     def state_key(self) -> str:

@@ -31,7 +31,8 @@ class TapPair:
         student: tap of the student (of the learner, between peers).
         teacher: tap of the teacher (of the other network, between peers).
         weight: factor of this pair within the term.
-        layout: "channels_first" or "channels_last", for tensors of which it cannot be told.
+        layout: "channels_first" or "channels_last", for tensors of which it cannot be told; or "tokens", channels last
+            with the class tokens of a vision transformer, as a sequence and not as a map.
     """
 
     student: str

@@ -10,6 +10,7 @@ from torch import nn
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.modules.knowledge import TapPair
 from kdlightning.taps.layers import layer_tap, number_of_layers
+from kdlightning.taps.names import Layout
 
 Layers = str | Sequence[int] | Mapping[int, int]
 LAYER_MAPS = ("uniform", "last", "skip", "final")
@@ -24,12 +25,14 @@ class LayerPairs:
         kinds: what is paired of each layer, native taps without their number.
         embedding: whether the embeddings are paired too (of hidden states).
         owner: who asks, for messages.
+        layout: how tensors are handed over; see `TapPair`.
     """
 
     layers: Layers
     kinds: Sequence[str]
     embedding: bool
     owner: str
+    layout: Layout | None = None
 
     def resolve(self, student: nn.Module, teacher: nn.Module) -> list[TapPair]:
         """The pairs, layer after layer and kind after kind."""
@@ -37,7 +40,7 @@ class LayerPairs:
         if self.embedding:
             numbers = [(0, 0), *(pair for pair in numbers if pair != (0, 0))]
         return [
-            TapPair(layer_tap(student, kind, ours), layer_tap(teacher, kind, theirs))
+            TapPair(layer_tap(student, kind, ours), layer_tap(teacher, kind, theirs), layout=self.layout)
             for ours, theirs in numbers
             for kind in self.kinds
         ]

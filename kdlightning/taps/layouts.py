@@ -93,7 +93,8 @@ def channels_first(tensor: Tensor, info: TapInfo, layout: Layout | None = None) 
     Args:
         tensor: the tapped tensor.
         info: what the probe learned of the tap.
-        layout: what the user says of it; beats what was learned.
+        layout: what the user says of it; beats what was learned. "tokens" are all tokens `(B, C, N)` of a tensor with
+            its channels last: class tokens stay, and patches are not folded.
     """
     layout = layout or info.layout
     if layout is None:
@@ -105,6 +106,8 @@ def channels_first(tensor: Tensor, info: TapInfo, layout: Layout | None = None) 
         return tensor
     if tensor.ndim == 4:
         return tensor.permute(0, 3, 1, 2)
+    if layout == "tokens":
+        return tensor.transpose(1, 2)
     tensor = tensor[:, info.prefix_tokens :].transpose(1, 2)
     if info.grid is not None and tensor.shape[2] == info.grid[0] * info.grid[1]:
         return tensor.unflatten(2, info.grid)

@@ -11,7 +11,7 @@ from torch import nn
 from kdlightning.errors import ConfigurationError, nearest
 from kdlightning.taps.attention import PROJECTIONS, attention_layers
 
-Layout = Literal["channels_first", "channels_last"]
+Layout = Literal["channels_first", "channels_last", "tokens"]
 
 _NATIVE = re.compile(r"^(intermediates|hidden_states|attentions|queries|keys|values)\.(-?\d+)$|^(pre_logits|logits)$")
 

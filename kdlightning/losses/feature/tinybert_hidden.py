@@ -93,7 +93,7 @@ class TinyBERTHidden(FeatureLoss):
     def forward(
         self, student: list[Tensor], teacher: list[Tensor], *, batch: Any = None, progress: float = 0.0
     ) -> Tensor:
-        """The sum over the pairs, a scalar; states `(B, D, L)`, or of images `(B, D, H, W)`."""
+        """The sum over the pairs, a scalar; states `(B, D, L)`, or maps `(B, D, H, W)`."""
         values = []
         for ours, theirs, embedding in zip(student, teacher, self.embeddings, strict=True):
             states, targets = (tensor.flatten(2).transpose(1, 2) for tensor in (ours, theirs))
