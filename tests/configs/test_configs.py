@@ -33,6 +33,8 @@ def data_options(path: Path) -> list[str] | None:
     folder = os.environ.get("KDLIGHTNING_DATA")
     if data in ("Digits", "DigitScenes", "MNIST1D"):
         return ["--data.init_args.train_limit=256"]
+    if data == "TaggedText":  # which the user brings
+        return [f"--data.init_args.path={made_tags(yaml.safe_load(path.read_text()))}"]
     if folder is None:
         return None
     real = {
@@ -40,6 +42,7 @@ def data_options(path: Path) -> list[str] | None:
         "TextClassification": ("sst2", 96),
         "TextGroups": ("trec", 96),
         "TextCorpus": ("lm/tinyshakespeare.txt.gz", 48),
+        "MaskedText": ("lm/tinyshakespeare.txt.gz", 48),
         "BlackBoxData": ("svamp_palm_cot/train.jsonl.gz", 64),
         "CounterfactualData": ("disco_e2n.jsonl.gz", 96),
     }
@@ -49,6 +52,17 @@ def data_options(path: Path) -> list[str] | None:
         # A teacher that is a model answers at its own pace. (Prompted tasks stand one after the other in their file.)
         options["record_limit"] = 100
     return [f"--data.init_args.{option}={value}" for option, value in options.items()]
+
+
+def made_tags(config: dict) -> Path:
+    """A folder of texts with the tags that a configuration names."""
+    tags = config["data"]["init_args"]["tag_names"]
+    folder = Path("tags").resolve()
+    folder.mkdir(exist_ok=True)
+    for part, count in (("train", 48), ("dev", 8), ("test", 8)):
+        texts = ["\n".join(f"word{n % 9}{tag} {tag}" for tag in tags[n % 2 :]) for n in range(count)]
+        (folder / f"{part}.conll").write_text("\n\n".join(texts) + "\n")
+    return folder
 
 
 def fit(name: str) -> dict:
