@@ -207,6 +207,22 @@ def test_fresh_weights_have_the_same_sizes() -> None:
     assert not torch.equal(cut.classifier.weight, fresh.classifier.weight)
 
 
+def test_a_folder_with_options_of_older_versions(tmp_path: Path) -> None:
+    import json
+
+    teacher = teacher_of()
+    teacher.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"id2label": {"0": "bad", "1": "so so", "2": "good"}, "label2id": {"bad": 0, "so so": 1, "good": 2}}
+    config |= {"gradient_checkpointing": False, "made_by": {"who": "me"}, **names}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    student = student_from_teacher(transformers_model(str(tmp_path)), layers=1)
+    rebuilt = transformers_model(**student.build_spec["init_args"])
+    rebuilt.load_state_dict(student.state_dict())
+    assert torch.equal(answer(rebuilt), answer(student))
+    assert rebuilt.config.id2label == {0: "bad", 1: "so so", 2: "good"}
+
+
 def test_the_checkpoint_of_a_fine_tuned_teacher(tmp_path: Path) -> None:
     tuned = teacher_of()
     torch.save({"state_dict": {f"student.{k}": v for k, v in tuned.state_dict().items()}}, tmp_path / "last.ckpt")

@@ -158,9 +158,10 @@ class _Chosen:
 def build_spec(student: Any) -> dict[str, Any]:
     """How `transformers_model` builds the same network, without the teacher; plain data."""
     config = json.loads(student.config.to_json_string(use_diff=True))
+    known = dir(type(student.config)())  # configurations keep options of older versions, which build nothing
     arguments = {
         "architecture": type(student).__name__,
         "model_type": student.config.model_type,
-        "config": {name: value for name, value in config.items() if name not in _NOT_REBUILT},
+        "config": {name: value for name, value in config.items() if name in known and name not in _NOT_REBUILT},
     }
     return {"class_path": "kdlightning.transformers_model", "init_args": arguments}
