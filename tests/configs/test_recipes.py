@@ -196,7 +196,7 @@ def made_reviews(folder: Path) -> list[str]:
         ]
         lines = "".join(f"{json.dumps(record)}\n" for record in records)
         (folder / "sst2" / f"{part}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    return []
+    return ["--data.init_args.batch_size=4"]
 
 
 def made_instructions(folder: Path) -> list[str]:
