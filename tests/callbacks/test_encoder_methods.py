@@ -189,9 +189,18 @@ def test_what_does_not_fit_is_one_sentence(callback: Any, message: str, tmp_path
         fit(encoder(16, 2, heads), encoder(24, 2, 4, seed=1), callback(), texts(), tmp_path)
 
 
-def test_patient_kd_refuses_images(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="first token of texts"):
-        fit(vit(16, 2, 2), vit(16, 4, 2, seed=1), LayerKD(PatientKD()), images(), tmp_path)
+def test_patient_kd_reads_the_class_token_of_vision_transformers(tmp_path: Path) -> None:
+    student, by_hand, teacher = vit(16, 2, 2), vit(16, 2, 2), vit(16, 4, 2, seed=1).eval()
+    fit(student, teacher, LayerKD(PatientKD()), images(), tmp_path)
+    inputs, _ = first_batch(images())
+    kept = []
+    for block in (by_hand.train().blocks[0], teacher.blocks[1]):
+        block.register_forward_hook(lambda module, args, output: kept.append(output[:, 0]))
+    by_hand(inputs), teacher(inputs)
+    (100 * patient_kd_loss(*kept)).backward()
+    torch.optim.SGD(by_hand.parameters(), lr=0.05).step()
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], value, rtol=1e-4, atol=1e-6)
 
 
 class Watch(pl.Callback):

@@ -37,9 +37,9 @@ def patient_kd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class PatientKD(FeatureLoss):
-    """Patient knowledge distillation of the first token ([CLS]), layer by layer; see `patient_kd_loss`.
+    """Patient knowledge distillation of the first token ([CLS]; a vision transformer's class token), layer by layer.
 
-    `LayerKD(PatientKD())` is the paper's PKD-Skip, which leaves the last layer to the loss on logits;
+    See `patient_kd_loss`. `LayerKD(PatientKD())` is PKD-Skip, which leaves the last layer to the loss on logits;
     `LayerKD(PatientKD(), layers={1: 7, 2: 8, 3: 9, 4: 10, 5: 11})` its PKD-Last for 6 layers of 12. All networks of the
     paper have one width; students of another get a linear map for each layer, which is trained with them.
 
@@ -64,7 +64,7 @@ class PatientKD(FeatureLoss):
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         """Makes the maps between layers of different widths."""
         if any(len(shape) != 3 for shape in (*student, *teacher)):
-            raise ValueError("it reads the first token of texts, and a tap holds none: name hidden_states")
+            raise ValueError("it reads the first token, and a tap holds none: use LayerKD, or name hidden_states")
         for ours, theirs in zip(student, teacher, strict=True):
             equal = ours[1] == theirs[1]
             self.maps.append(nn.Identity() if equal else nn.Linear(ours[1], theirs[1], bias=False))

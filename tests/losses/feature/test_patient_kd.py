@@ -75,7 +75,7 @@ def test_widths_that_differ_are_mapped_and_maps_of_images_refused(random) -> Non
     assert [tuple(p.shape) for p in loss.parameters()] == [(8, 4)]
     value = loss([random(2, 4, 6).float(), random(2, 8, 6).float()], [random(2, 8, 6).float()] * 2)
     assert value.isfinite()
-    with pytest.raises(ValueError, match="first token of texts"):
+    with pytest.raises(ValueError, match="it reads the first token"):
         PatientKD().build([(2, 4, 3, 3)], [(2, 4, 3, 3)])
     with pytest.raises(ValueError, match="must have one shape"):
         patient_kd_loss(random(2, 3), random(2, 4))
