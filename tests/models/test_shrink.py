@@ -271,6 +271,13 @@ def test_wrong_sizes_are_named(options: dict[str, Any], sentence: str) -> None:
         student_from_teacher(teacher_of(), **options)
 
 
+def test_a_teacher_whose_pooler_was_taken_off_is_refused() -> None:
+    teacher = teacher_of("bert_alone")
+    teacher.pooler = None
+    with pytest.raises(ConfigurationError, match="the teacher's pooler was taken off, and BertModel is built with it"):
+        student_from_teacher(teacher, layers=2)
+
+
 def test_other_networks_are_refused_with_what_is_possible() -> None:
     from kdlightning import ConvNet
 

@@ -102,6 +102,12 @@ def of_size(encoder: Encoder, sizes: Sizes, words: list[int] | None) -> nn.Modul
         setattr(config, name, value)
     config._attn_implementation = model.config._attn_implementation
     student = type(model)(config).to(model.dtype)
+    lacking = sorted(set(dict(student.named_children())) - set(dict(model.named_children())))
+    if lacking:
+        raise ConfigurationError(
+            f"student_from_teacher: the teacher's {', '.join(lacking)} was taken off, and {type(model).__name__} is "
+            "built with it: give the network as transformers_model builds it"
+        )
     student.__dict__["build_spec"] = build_spec(student)
     return student
 
