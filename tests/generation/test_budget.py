@@ -69,7 +69,8 @@ def test_the_sentence_says_what_was_spent_and_what_is_left(metered) -> None:
     with pytest.raises(BudgetSpentError) as caught:
         Engine(metered(), progress=False, budget=budget).run(requests(5))
     assert str(caught.value) == (
-        "the budget of money ends before the next request: 1 request, 14 tokens, $5e-05 spent, 8 requests and $7e-05 left, "
+        "the budget of money ends before the next request: 1 request, 14 tokens, $5e-05 spent, "
+        "8 requests and $7e-05 left, "
         "4 answers not asked for; raise it and start again, what is answered is stored"
     )
 
