@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader
 from kdlightning import (
     Classification,
     ConfigurationError,
+    CosineEmbedding,
+    ForwardKL,
     LayerKD,
+    MaskedLM,
     MiniLM,
     MiniLMRelation,
     MobileBERTTransfer,
@@ -24,6 +27,7 @@ from kdlightning import (
     PatientKD,
     ProgressiveKD,
     Unlabelled,
+    student_from_teacher,
     timm_model,
 )
 from kdlightning.data.loader import ResumableLoader
@@ -171,6 +175,49 @@ def test_an_encoder_without_head_learns_from_text_without_labels(tmp_path: Path)
     moved = {name for name, value in student.state_dict().items() if not torch.equal(value, start[name])}
     assert any("query" in name for name in moved)
     assert not any("pooler" in name for name in moved)
+
+
+def test_a_step_of_distilberts_triple_loss_is_the_step_by_hand(tmp_path: Path) -> None:
+    """A student of every other layer; 2·masked words + 5·T²·KL at every token + 1·cosine of the last states."""
+    config = encoder(16, 2, 2).config
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        teacher = transformers.AutoModelForMaskedLM.from_config(config)
+    student, by_hand = (student_from_teacher(teacher, layers=1, layer_choice="skip") for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, WORDS, (6, 7), generator=generator)
+    mask = (torch.arange(7) < torch.tensor([[7], [4], [6], [2], [5], [7]])).long()
+    labels = ids.where((torch.rand(6, 7, generator=generator) < 0.4) & mask.bool(), -100)
+    texts = [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(ids, mask, labels, strict=True)]
+    module = OfflineDistillation(
+        student,
+        teacher,
+        task=MaskedLM(distill_on="all"),
+        response=ForwardKL(temperature=2.0),
+        weights={"task": 2.0, "forward_kl": 20.0},
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+    )
+    pl.Trainer(
+        max_steps=1,
+        accelerator="cpu",
+        callbacks=[LayerKD(CosineEmbedding(), layers="final")],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).fit(module, DataLoader(texts, 6))
+    given = {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+    ours, theirs = by_hand.train()(**given), teacher.eval()(**given)
+    words = nn.functional.cross_entropy(ours.logits.flatten(0, 1), labels.flatten())
+    q, p = ((answer.logits[mask == 1] / 2).log_softmax(-1) for answer in (ours, theirs))
+    states, targets = (answer.hidden_states[-1][mask == 1] for answer in (ours, theirs))
+    cosine = nn.functional.cosine_embedding_loss(states, targets.detach(), torch.ones(len(states)))
+    divergence = 4 * (p.exp() * (p - q)).sum(-1).mean()
+    (2 * words + 5 * divergence + cosine).backward()
+    torch.optim.SGD([p for p in by_hand.parameters() if p.grad is not None], lr=0.05).step()
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(student.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
