@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlightning.commands import generate
+from kdlightning.commands.groups import headline
 from kdlightning.commands.options import Parser
 from kdlightning.commands.precheck import check_content, load, read_request
 from kdlightning.commands.runs import read_result
@@ -146,7 +147,7 @@ def _with_given_teacher(rows: list[Row], roles: list[str | None]) -> list[Row]:
     if "teacher" in roles or taught is None:
         return rows
     _, run, result = taught
-    short = result["monitor"]["name"].split("/", 1)[-1]
+    short = headline(result)
     metrics = {
         split: {"last": {short: (values.get("last") or {}).get(f"teacher_{short}")}}
         for split, values in result["metrics"].items()
@@ -156,8 +157,8 @@ def _with_given_teacher(rows: list[Row], roles: list[str | None]) -> list[Row]:
 
 
 def score(result: dict[str, Any], checkpoint: str) -> tuple[str, float | None]:
-    """The monitor's metric on the test split, or on validation where there is no test split."""
-    short = result["monitor"]["name"].split("/", 1)[-1]
+    """The headline on the test split, or on validation where there is no test split."""
+    short = headline(result)
     for split in ("test", "val"):
         found = result["metrics"].get(split, {})
         values = found.get(checkpoint) or (found.get("built") if checkpoint == "last" else None)

@@ -118,3 +118,13 @@ def test_chart_is_a_picture_and_an_event_file(command, three_seeds, tmp_path: Pa
     assert (tmp_path / "chart" / "chart.png").read_bytes() == image.encoded_image_string
     assert image.encoded_image_string.startswith(b"\x89PNG")
     assert (image.width, image.height) == (1100, 440)
+
+
+def test_what_the_test_measures_goes_before_a_monitor_that_it_does_not(command, made_result) -> None:
+    """Black-box methods monitor the perplexity of their own training texts, and test the answers."""
+    for name, perplexity, acc in (("alone", 14.0, 0.05), ("chains", 41.0, 0.2)):
+        by = {"val": {"last": {"perplexity": perplexity}}, "test": {"last": {"teacher_acc": 0.9, "acc": acc}}}
+        made_result(name, 0, acc, metrics=by, monitor={"name": "val/perplexity", "mode": "min"})
+    table = json.loads(command("compare", "runs", "--json").out)
+    assert table["metric"] == "test/acc"
+    assert [group["mean"] for group in table["groups"]] == [0.05, 0.2]
