@@ -52,7 +52,7 @@ class Case:
 
 CASES = {
     "small": Case((2, 64), (4, 128), 4, 32, 64),
-    "TinyBERT4": Case((4, 312), (12, 768), 12, 16, 64),
+    "TinyBERT4": Case((4, 312), (12, 768), 12, 4, 32),
 }
 
 
@@ -218,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--quick", action="store_true", help="few short blocks, no file")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), help="all by default")
     parser.add_argument("--blocks", type=int, default=None, help="blocks of each variant (20; 4 if quick)")
-    parser.add_argument("--steps", type=int, default=None, help="steps in a block (20; 5 if quick)")
+    parser.add_argument("--steps", type=int, default=None, help="steps in a block (10; 5 if quick)")
     parser.add_argument("--threads", type=int, default=None, help="torch's threads; its own choice by default")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    blocks, steps = options.blocks or (4 if options.quick else 20), options.steps or (5 if options.quick else 20)
+    blocks, steps = options.blocks or (4 if options.quick else 20), options.steps or (5 if options.quick else 10)
     results = [measure(name, blocks, steps) for name in options.cases]
     print(table(results))
     if not options.quick and set(options.cases) == set(CASES):

@@ -55,7 +55,8 @@ def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     """q·k/√d `(B, heads, L, L)` of projections with the channels first, `(B, heads·d, L)`."""
     batch, width, length = queries.shape
     ours, theirs = (tensor.reshape(batch, heads, width // heads, length) for tensor in (queries, keys))
-    return ours.transpose(2, 3) @ theirs / math.sqrt(width // heads)
+    # Scaled while they are few: queries are L·d numbers a head, scores L·L.
+    return ours.transpose(2, 3) / math.sqrt(width // heads) @ theirs
 
 
 class TinyBERTAttention(RelationLoss):
