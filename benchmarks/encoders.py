@@ -27,7 +27,7 @@ from paired import by_seed, difference_words, markdown, mean_words, paired_diffe
 RESULTS = Path(__file__).parent / "results" / "encoders"
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"classes": 2, "epochs": 4, "sentences": 6920, "data": {"path": "sst2"}},
-    "trec": {"classes": 6, "epochs": 8, "sentences": 4907, "data": {"path": "trec", "val_split": 0.1}},
+    "trec": {"classes": 6, "epochs": 6, "sentences": 4907, "data": {"path": "trec", "val_split": 0.1}},
 }
 LAYERS = [1, 3, 5]
 """The encoder's layers that a student begins with, from 0."""
