@@ -2,6 +2,7 @@
 
     python benchmarks/encoders.py --encoder FOLDER --data FOLDER     # all tasks and rows; finished runs are skipped
     python benchmarks/encoders.py … --tasks trec --methods alone tinybert
+    python benchmarks/encoders.py … --sizes                          # export and time teacher and student of SST-2
     python benchmarks/encoders.py --table                            # only the tables, from the finished runs
 
 `--encoder` is a folder (or hub name) of a pretrained BERT-like encoder of transformers; what is recorded is of the
@@ -20,11 +21,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import encoder_sizes
 import yaml
 from accuracy_workers import Job, newest_result, run_jobs
 from paired import by_seed, difference_words, markdown, mean_words, paired_difference, record, score, write
 
 RESULTS = Path(__file__).parent / "results" / "encoders"
+SIZES = RESULTS / "sizes.json"
 TASKS: dict[str, dict[str, Any]] = {
     "sst2": {"classes": 2, "epochs": 4, "sentences": 6920, "data": {"path": "sst2"}},
     "trec": {"classes": 6, "epochs": 6, "sentences": 4907, "data": {"path": "trec", "val_split": 0.1}},
@@ -210,7 +213,8 @@ def table() -> str:
     """All tasks."""
     head = ["task", "student of three layers", "test accuracy", "to labels alone (95 %)"]
     head += ["of the teacher's", "parameters", "seeds"]
-    return markdown([head, *(row for task in TASKS for row in rows_of(task))])
+    accuracies = markdown([head, *(row for task in TASKS for row in rows_of(task))])
+    return accuracies + ("\n\n" + encoder_sizes.table(json.loads(SIZES.read_text())) if SIZES.is_file() else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> str:
@@ -222,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/encoders"), help="where runs go")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
+    parser.add_argument("--sizes", action="store_true", help="train nothing; export and time what was trained")
     parser.add_argument("--table", action="store_true", help="train nothing")
     options = parser.parse_args(arguments)
     if not options.table:
@@ -230,7 +235,11 @@ def main(arguments: Sequence[str] | None = None) -> str:
         options.work, options.data = options.work.resolve(), options.data.resolve()
         if Path(options.encoder).is_dir():
             options.encoder = str(Path(options.encoder).resolve())
-        for jobs in stages(options):
+        if options.sizes:
+            work = Work(options.work, "sst2", options.encoder, options.data)
+            checkpoints = {"teacher": work.last("teacher"), "student": work.last("tinybert")}
+            write(SIZES, encoder_sizes.measure(checkpoints, options.work / "exports"))
+        for jobs in [] if options.sizes else stages(options):
             run_jobs(jobs, options.jobs, options, keep)
     print(text := table())
     return text

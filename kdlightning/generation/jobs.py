@@ -111,4 +111,11 @@ def collecting(enabled: bool) -> Iterator[None]:
 
 
 def _switch(enabled: bool) -> None:
-    gc.enable() if enabled else gc.disable()
+    if not enabled:
+        gc.disable()
+        return
+    if not gc.isenabled() and not gc.get_freeze_count():
+        # All that was made grows old at once; else the next thing made would have the collector walk it.
+        gc.freeze()
+        gc.unfreeze()
+    gc.enable()

@@ -110,7 +110,14 @@ class CompletionStore:
         marks = ", ".join("?" * len(keys))
         with self._sentences():
             rows = self._connection.execute(f"{_FIND} IN ({marks})", keys).fetchall()
-        return [(row[0], row[1], _completion(row)) for row in rows]
+        return [
+            (
+                key,
+                number,
+                Completion(text, finish) if tokens is None else _completion((key, number, text, finish, tokens)),
+            )
+            for key, number, text, finish, tokens in rows
+        ]
 
     def put(
         self,

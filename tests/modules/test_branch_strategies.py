@@ -20,6 +20,7 @@ from kdlightning import (
     Classification,
     ConfigurationError,
     FeatureKD,
+    FitNet,
     MultiLabel,
     OKDDip,
     OnlineDistillation,
@@ -347,7 +348,7 @@ def test_branches_of_a_transformers_model(kind: str, trainer: Any) -> None:
     module = OnlineDistillation(student, task=Classification(3), strategy=strategy)
     data = torch.utils.data.DataLoader(Tokens(), 4)
     unread = Unread()
-    callbacks = [RelationKD(RKD(), {"hidden_states.2": "hidden_states.2"}), unread]
+    callbacks = [FeatureKD(FitNet(relu=False), {"hidden_states.2": "hidden_states.2"}), unread]
     runner = trainer(max_epochs=2, callbacks=callbacks)
     runner.fit(module, data, data)
     assert all(torch.isfinite(value) for value in runner.callback_metrics.values())
