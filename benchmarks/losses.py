@@ -32,7 +32,6 @@ from peers.base import Case, Peer
 from peers.memory import peak_bytes
 from torch import Tensor
 
-
 WITHOUT_CASES = {
     "distillation_token": "is hard_label_loss or kd_loss of another head, which are compared",
     "mobile_bert_transfer": "the authors' code is in TensorFlow",
