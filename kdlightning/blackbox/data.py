@@ -13,15 +13,16 @@ from torch import Tensor
 from kdlightning.blackbox.base import BlackBoxMethod, Example, Outcome, Problem, problems_from
 from kdlightning.blackbox.sequences import DrawnSequences, LabelledSequences, PaddedBatch, TokenPair, tokenize
 from kdlightning.blackbox.teacher_text import TeacherText, by_record, check_source
-from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.base import Sources
 from kdlightning.data.splits import held_out_count, stratified
+from kdlightning.data.tokenized import TokenizedData
 from kdlightning.errors import ConfigurationError
 from kdlightning.generation.base import TextGenerator
 from kdlightning.generation.recorded import RecordedGenerator
 from kdlightning.generation.records import Record, load_records
 
 
-class BlackBoxData(DistillDataModule):
+class BlackBoxData(TokenizedData):
     """Asks a teacher about records by a method, and makes its answers batches.
 
     Before training (on one process) the teacher is asked about the training and validation records, through the
@@ -134,7 +135,6 @@ class BlackBoxData(DistillDataModule):
             given_folder=folder,
             tested=self.problems["test"],
         )
-        self._tokenizer: Any = None
         self._rows: dict[str, list[Problem | None]] = {}
         self._kept: dict[int, list[Outcome]] = {}
 
@@ -207,17 +207,6 @@ class BlackBoxData(DistillDataModule):
     def report(self) -> Path:
         """The JSONL file of what was kept and dropped."""
         return self.text.report
-
-    @property
-    def tokenizer(self) -> Any:
-        """The student's tokenizer."""
-        _ = self.sources
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of the tokenizer's tokens, special ones included."""
-        return len(self.tokenizer)
 
     def prepare_data(self) -> None:
         """See `TeacherText.prepare_for`."""

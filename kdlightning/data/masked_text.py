@@ -12,7 +12,6 @@ from kdlightning.data.text_parts import check_columns, named_splits
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.pieces import Pieces
 from kdlightning.text.sequences import TokenSequences
-from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 
 class MaskedText(TextCorpus):
@@ -97,11 +96,7 @@ class MaskedText(TextCorpus):
     def load(self) -> Sources:
         """Reads, splits, tokenizes and cuts."""
         parts, lines = self._read()
-        given = self._given_tokenizer
-        if given is None:
-            self._tokenizer = train_tokenizer(parts["train"], self.vocab_size, max_length=self.block_size)
-        else:
-            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        self._take_tokenizer(parts["train"], self.vocab_size, max_length=self.block_size)
         if self.labels and self._tokenizer.mask_token_id is None:
             raise ConfigurationError(
                 f"{type(self).__name__}: the tokenizer has no mask token: give that of a masked language model, or "

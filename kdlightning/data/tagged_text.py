@@ -6,21 +6,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.base import Sources
 from kdlightning.data.columns import COLUMN_SUFFIXES, read_columns
 from kdlightning.data.files import RECORD_SUFFIXES, existing, field, read_records
 from kdlightning.data.labels import label_numbers, names_of
 from kdlightning.data.text_parts import STEMS, check_columns, named_splits, part_file
+from kdlightning.data.tokenized import TokenizedData
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.packing import IGNORED
 from kdlightning.text.sequences import TokenSequences
-from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 Sentences = tuple[list[list[str]], list[list[Any]]]
 """Words and tags of each text."""
 
 
-class TaggedText(DistillDataModule):
+class TaggedText(TokenizedData):
     """Texts with a tag for each word, from JSONL or JSON files, from CoNLL-like columns, or a named data set.
 
     A batch is a dict of `input_ids`, `attention_mask` and `labels` `(B, T)`, padded to its longest text. A word's tag
@@ -85,18 +85,6 @@ class TaggedText(DistillDataModule):
         self.max_length = max_length
         self.length_bucketing = length_bucketing
         self._given_tokenizer = tokenizer
-        self._tokenizer: Any = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer in use; saved with its own `save_pretrained`."""
-        _ = self.sources
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of the tokenizer's tokens, special ones included."""
-        return len(self.tokenizer)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -109,12 +97,8 @@ class TaggedText(DistillDataModule):
         read = self._from_datasets() if self.dataset_name is not None else self._from_files()
         if self.tag_names is None:
             self.tag_names = names_of(tag for tags in read["train"][1] for tag in tags)
-        given = self._given_tokenizer
-        if given is None:
-            texts = [" ".join(words) for words in read["train"][0]]
-            self._tokenizer = train_tokenizer(texts, self.vocab_size, max_length=self.max_length)
-        else:
-            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        texts = (" ".join(words) for words in read["train"][0])
+        self._take_tokenizer(texts, self.vocab_size, max_length=self.max_length)
         self._check_tokenizer()
         parts = {part: self._encode(sentences, part) for part, sentences in read.items()}
         return Sources(parts["train"], parts.get("test"), parts.get("val"))

@@ -8,19 +8,19 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.base import Sources
 from kdlightning.data.files import RECORD_SUFFIXES, existing, field, read_records
 from kdlightning.data.labels import label_numbers, names_of
 from kdlightning.data.text_parts import STEMS, check_columns, named_splits, part_file
+from kdlightning.data.tokenized import TokenizedData
 from kdlightning.data.word_replacement import WordReplacement
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.sequences import TokenSequences
-from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 Records = list[dict[str, Any]]
 
 
-class TextClassification(DistillDataModule):
+class TextClassification(TokenizedData):
     """Labelled texts from local JSONL, JSON, CSV or TSV files (`.gz` too), or a data set of the `datasets` library.
 
     A batch is a dict of `input_ids`, `attention_mask` (and `token_type_ids` if the tokenizer has them) `(B, T)`,
@@ -103,18 +103,6 @@ class TextClassification(DistillDataModule):
         self._to_augment: list[list[str]] | None = None
         self._pairs: dict[str, Tensor] = {}
         self._given_tokenizer = tokenizer
-        self._tokenizer: Any = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer in use; saved with its own `save_pretrained`."""
-        _ = self.sources
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of the tokenizer's tokens, special ones included."""
-        return len(self.tokenizer)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -152,12 +140,9 @@ class TextClassification(DistillDataModule):
         labels = {part: self._labels(rows, part) for part, rows in records.items()}
         texts = {part: [self._texts(rows, name) for name in self.fields] for part, rows in records.items()}
         self._to_augment = texts["train"]
-        given = self._given_tokenizer
-        if given is None:
-            everything = [text for column in texts["train"] for text in column]
-            self._tokenizer = train_tokenizer(everything, self.vocab_size, max_length=self.max_length)
-        else:
-            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        self._take_tokenizer(
+            (text for column in texts["train"] for text in column), self.vocab_size, max_length=self.max_length
+        )
         parts = {part: self._encode(texts[part], labels[part]) for part in records}
         return Sources(
             parts["train"],

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from kdlightning.data.base import DistillDataModule, Sources
+from kdlightning.data.base import Sources
 from kdlightning.data.files import existing, field, read_records, read_text
+from kdlightning.data.tokenized import TokenizedData
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.packing import pack
 from kdlightning.text.sequences import TokenBlocks
-from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 
-class TextCorpus(DistillDataModule):
+class TextCorpus(TokenizedData):
     """A plain-text or JSONL file (`.gz` too), cut into blocks of one length.
 
     The file is split by position, since neighbouring text is alike: the end is the test split, what comes before it
@@ -60,18 +60,6 @@ class TextCorpus(DistillDataModule):
         self.tokenizer_kind = tokenizer_kind
         self.vocab_size = vocab_size
         self._given_tokenizer = tokenizer
-        self._tokenizer: Any = None
-
-    @property
-    def tokenizer(self) -> Any:
-        """The transformers tokenizer in use; saved with its own `save_pretrained`."""
-        _ = self.sources
-        return self._tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of the tokenizer's tokens, special ones included."""
-        return len(self.tokenizer)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -82,11 +70,7 @@ class TextCorpus(DistillDataModule):
         """Reads, splits, tokenizes and packs."""
         path = existing(self.path, type(self).__name__, "a text or JSONL file (.gz too)")
         parts = self._parts_of(path)
-        given = self._given_tokenizer
-        if given is None:
-            self._tokenizer = train_tokenizer(parts["train"], self.vocab_size, self.tokenizer_kind)
-        else:
-            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        self._take_tokenizer(parts["train"], self.vocab_size, self.tokenizer_kind)
         blocks = {part: self._pack(texts) for part, texts in parts.items() if texts}
         return Sources(blocks["train"], blocks.get("test"), blocks.get("val"))
 

@@ -16,7 +16,6 @@ from kdlightning.data.text_classification import Records, TextClassification
 from kdlightning.errors import ConfigurationError
 from kdlightning.text.groups import TokenGroups
 from kdlightning.text.sequences import TokenSequences
-from kdlightning.text.tokenizers import load_tokenizer, train_tokenizer
 
 
 class TextGroups(TextClassification):
@@ -112,12 +111,9 @@ class TextGroups(TextClassification):
         if self.classes_field is not None and "val" not in records and self.val_split:
             records |= self._held_out(records["train"])  # before texts are paired, so that none is on both sides
         groups = {part: self._groups(rows, part) for part, rows in records.items()}
-        given = self._given_tokenizer
-        if given is None:
-            everything = list(dict.fromkeys(chain.from_iterable(groups["train"][0])))
-            self._tokenizer = train_tokenizer(everything, self.vocab_size, max_length=self.max_length)
-        else:
-            self._tokenizer = load_tokenizer(given) if isinstance(given, str) else given
+        self._take_tokenizer(
+            list(dict.fromkeys(chain.from_iterable(groups["train"][0]))), self.vocab_size, max_length=self.max_length
+        )
         made = {part: self._tokens(*group) for part, group in groups.items()}
         return Sources(made["train"], made.get("test"), made.get("val"))
 
