@@ -40,7 +40,7 @@ def data_options(path: Path) -> list[str] | None:
     real = {
         "CIFAR10": ("cifar10_15k_3k.npz", 96),
         "TextClassification": ("sst2", 96),
-        "TextGroups": ("trec", 96),
+        "TextGroups": ("trec", 32),
         "TextCorpus": ("lm/tinyshakespeare.txt.gz", 48),
         "MaskedText": ("lm/tinyshakespeare.txt.gz", 48),
         "BlackBoxData": ("svamp_palm_cot/train.jsonl.gz", 64),
