@@ -103,21 +103,14 @@ class CompletionStore:
         wanted = set(numbers)
         with self._sentences():
             rows = self._connection.execute(f"{_FIND} = ?", (key,)).fetchall()
-        return {row[1]: _completion(row) for row in rows if row[1] in wanted}
+        return {row[1]: _completion(*row[2:]) for row in rows if row[1] in wanted}
 
     def get_many(self, keys: Sequence[str]) -> list[tuple[str, int, Completion]]:
         """All stored answers to some hundreds of requests, as (request hash, sample number, answer)."""
         marks = ", ".join("?" * len(keys))
         with self._sentences():
             rows = self._connection.execute(f"{_FIND} IN ({marks})", keys).fetchall()
-        return [
-            (
-                key,
-                number,
-                Completion(text, finish) if tokens is None else _completion((key, number, text, finish, tokens)),
-            )
-            for key, number, text, finish, tokens in rows
-        ]
+        return [(key, number, _completion(text, finish, tokens)) for key, number, text, finish, tokens in rows]
 
     def put(
         self,
@@ -145,7 +138,7 @@ class CompletionStore:
                 content = json.dumps(request.to_dict(), ensure_ascii=False, sort_keys=True)
                 connection.execute("INSERT OR IGNORE INTO requests VALUES (?, ?, ?)", (key, identity, _clean(content)))
             row = connection.execute(f"{_FIND} = ? AND c.sample = ?", (key, number)).fetchone()
-        return _completion(row)
+        return _completion(*row[2:])
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -230,8 +223,7 @@ class CompletionStore:
                 raise ConfigurationError(_sentence(self.path, error)) from error
 
 
-def _completion(row: tuple[Any, ...]) -> Completion:
-    _, _, text, finish, content = row
+def _completion(text: str, finish: str, content: str | None) -> Completion:
     if content is None:
         return Completion(text, finish)
     tokens = [

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlightning.losses.attention_heads import equal_heads
 from kdlightning.losses.base import FeatureLoss, LossContext, Shape
 from kdlightning.losses.feature.tinybert_hidden import tinybert_hidden_loss
 from kdlightning.losses.numerics import check_share, full_precision
@@ -58,15 +59,11 @@ class MobileBERTTransfer(FeatureLoss):
 
     def bind(self, context: LossContext) -> None:
         """Reads the numbers of heads."""
+        taps = "pairs are hidden states, queries and keys of each layer: use ProgressiveKD or LayerKD"
         ours, theirs = context.student_heads[1::3], context.teacher_heads[1::3]
-        if len(context.student_taps) % 3 or not ours or None in (*ours, *theirs):
-            raise ValueError("pairs are hidden states, queries and keys of each layer: use ProgressiveKD or LayerKD")
-        if ours != theirs:
-            raise ValueError(
-                f"the student has {ours[0]} attention heads and the teacher {theirs[0]}: make them equal, or use "
-                "MiniLMRelation, which compares any"
-            )
-        self.heads = tuple(heads or 0 for heads in ours)
+        if len(context.student_taps) % 3 or not ours:
+            raise ValueError(taps)
+        self.heads = equal_heads(ours, theirs, taps)
 
     def build(self, student: Sequence[Shape], teacher: Sequence[Shape]) -> None:
         """Makes the maps between layers of different widths."""

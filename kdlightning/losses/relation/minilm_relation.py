@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kdlightning.losses.attention_heads import equal_heads
 from kdlightning.losses.base import LossContext, RelationLoss
 from kdlightning.losses.numerics import full_precision
 from kdlightning.losses.relation.token_relations import relation_divergence
@@ -132,15 +133,8 @@ class MiniLM(_SelfAttention):
     def bind(self, context: LossContext) -> None:
         """Reads the number of heads."""
         super().bind(context)
-        ours, theirs = context.student_heads[0], context.teacher_heads[0]
-        if ours is None or theirs is None:
-            raise ValueError("its taps are projections of attention layers such as queries.3, keys.3 and values.3")
-        if ours != theirs:
-            raise ValueError(
-                f"the student has {ours} attention heads and the teacher {theirs}: make them equal, or use "
-                "MiniLMRelation, which compares any"
-            )
-        self.heads = ours
+        taps = "its taps are projections of attention layers such as queries.3, keys.3 and values.3"
+        (self.heads,) = equal_heads(context.student_heads[:1], context.teacher_heads[:1], taps)
 
     def forward(
         self, student: list[Tensor], teacher: list[Tensor], *, batch: Any = None, progress: float = 0.0

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from kdlightning.losses.attention_heads import equal_heads
 from kdlightning.losses.base import LossContext, RelationLoss
 from kdlightning.losses.numerics import full_precision
 from kdlightning.losses.token_mask import token_mask
@@ -89,15 +90,8 @@ class TinyBERTAttention(RelationLoss):
         """Reads the numbers of heads."""
         if len(context.student_taps) % 2:
             raise ValueError("pairs are the queries and the keys of each layer, one after the other")
-        if any(heads is None for heads in (*context.student_heads, *context.teacher_heads)):
-            raise ValueError("its taps are projections of attention layers such as queries.0 and keys.0")
-        for ours, theirs in zip(context.student_heads, context.teacher_heads, strict=True):
-            if ours != theirs:
-                raise ValueError(
-                    f"the student has {ours} attention heads and the teacher {theirs}: make them equal, or use "
-                    "MiniLMRelation, which compares any"
-                )
-        self.heads = tuple(heads or 0 for heads in context.student_heads[::2])
+        taps = "its taps are projections of attention layers such as queries.0 and keys.0"
+        self.heads = equal_heads(context.student_heads, context.teacher_heads, taps)[::2]
 
     def forward(
         self, student: list[Tensor], teacher: list[Tensor], *, batch: Any = None, progress: float = 0.0
